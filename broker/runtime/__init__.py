@@ -1,0 +1,1 @@
+"""Sockets, timers and files: what carries out a core's effects."""

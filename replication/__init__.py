@@ -1,0 +1,1 @@
+"""Agreement and streams: how several nodes hold the same state, whatever that state is."""

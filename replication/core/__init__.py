@@ -1,0 +1,1 @@
+"""The protocols of agreement and replication, without I/O, clock or chance."""

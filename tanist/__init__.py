@@ -1,0 +1,1 @@
+"""The Tanist client: what applications import. It needs nothing of the broker."""

@@ -1,0 +1,1 @@
+"""What travels between a client and a node: frames, batches and control messages, without I/O."""

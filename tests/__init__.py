@@ -1,0 +1,1 @@
+"""The tests. Nothing that is shipped imports them."""

@@ -1,0 +1,1 @@
+"""One rule a test; mirrors the source."""
