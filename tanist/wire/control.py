@@ -1,0 +1,307 @@
+"""The control messages: JSON objects with closed schemas, one struct for each verb.
+
+Every request carries `req`, which its one final answer repeats (WAIT is not final), and
+`topology`, the (ver, hash) that the client knows, if that changed since its last frame
+on this connection. Unknown keys are refused; what both sides understand is settled in
+HELLO.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from tanist.errors import RemoteProtocolError
+from tanist.wire.batch import Part
+from tanist.wire.frames import Frame, Verb, frame
+
+VERSION: Final = 1
+"""Of the protocol. HELLO names a range, WELCOME the one that is used."""
+
+U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+U64 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+"""128 bits, chosen by the client, in hexadecimal digits."""
+QueueName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Ver = tuple[U64, str]
+"""Of a topology: (ver, hash)."""
+Known = tuple[U64, U64]
+"""How much of the catalog has been seen: (gen, seq)."""
+Run = tuple[U64, U64, U32]
+"""(delivery number, first offset, count)."""
+Returned = tuple[U64, U64, U32, U32]
+"""A run and the cause of its return."""
+
+
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Base of all control messages."""
+
+
+class Request(Message, frozen=True, kw_only=True):
+    req: U32
+    topology: Ver | None = None
+
+
+class Answer(Message, frozen=True, kw_only=True):
+    req: U32 = 0
+    """0: not asked for."""
+
+
+class Where(Message, frozen=True, kw_only=True):
+    """Of one stream."""
+
+    home: str | None
+    gen: U64
+    epoch: U64
+    owner: str
+
+
+class Topology(Answer, frozen=True, kw_only=True):
+    """What a client is told of the cluster map."""
+
+    ver: U64
+    hash: str
+    nodes: dict[str, list[str]]
+    """Client locators, "host:port", by node."""
+    streams: dict[int, Where]
+    """By sid; 0 is the catalog."""
+
+
+class ClientLimits(Message, frozen=True, kw_only=True):
+    frame_bytes_max: U32
+    message_bytes_max: U32
+    channels_max: U32
+
+
+class Hello(Request, frozen=True, kw_only=True):
+    versions: tuple[U16, U16]
+    client: Annotated[str, msgspec.Meta(max_length=255)]
+    session: Id
+    dial: U32
+    heartbeat_ms: U32 = 1000
+    auth: Literal[""] = ""
+
+
+class Welcome(Answer, frozen=True, kw_only=True):
+    node: str
+    inc: U64
+    version: U16
+    limits: ClientLimits
+    heartbeat_ms: U32
+    here: U32
+    """The sid that producers who entered at this node publish to."""
+    known: Topology | None = None
+    """The topology, if the client's is older."""
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    time_ms: U64
+    topology: Ver | None = None
+
+
+class Pong(Message, frozen=True, kw_only=True):
+    time_ms: U64
+    topology: Ver | None = None
+
+
+class QueueSettings(Message, frozen=True, kw_only=True):
+    when_full: Literal["hold", "refuse"] = "hold"
+    """hold: no credit until there is room. refuse: REFUSED full."""
+    bytes_max: U64 = 0
+    """Bytes of a part; 0: only the node's own limit."""
+
+
+class QueueInfo(Message, frozen=True, kw_only=True):
+    id: U64
+    name: QueueName
+    spread: Literal["every", "one"] = "every"
+    sid: U32 = 0
+    """The one post office of a queue with spread one."""
+    settings: QueueSettings = QueueSettings()
+
+
+class PartStat(Message, frozen=True, kw_only=True):
+    ready: U64
+    in_flight: U64
+    bytes: U64
+    consumers: U64
+
+
+class Declare(Request, frozen=True, kw_only=True):
+    queue: QueueName
+    spread: Literal["every", "one"] = "every"
+    at: U32 = 0
+    settings: QueueSettings = QueueSettings()
+
+
+class Delete(Request, frozen=True, kw_only=True):
+    queue: QueueName
+
+
+class Describe(Request, frozen=True, kw_only=True):
+    queue: QueueName
+
+
+class List(Request, frozen=True, kw_only=True):
+    pass
+
+
+class Stat(Request, frozen=True, kw_only=True):
+    sid: U32
+    queue_id: U64
+
+
+class Purge(Request, frozen=True, kw_only=True):
+    sid: U32
+    queue_id: U64
+
+
+class Status(Request, frozen=True, kw_only=True):
+    pass
+
+
+class OpenProducer(Request, frozen=True, kw_only=True):
+    sid: U32
+    gen: U64 = 0
+    epoch: U64 = 0
+    queue_id: U64
+    producer: Id
+    producer_epoch: U32
+    lowest_n: U64
+    """The lowest number without an answer."""
+    catalog: Known = (0, 0)
+
+
+class OpenConsumer(Request, frozen=True, kw_only=True):
+    sid: U32
+    gen: U64 = 0
+    epoch: U64 = 0
+    queue_id: U64
+    consumer: Id
+    mode: Literal["ack", "auto"] = "ack"
+    catalog: Known = (0, 0)
+    held: list[Run] = []
+    acked: list[Run] = []
+    requeued: list[Returned] = []
+
+
+class Opened(Answer, frozen=True, kw_only=True):
+    gen: U64
+    epoch: U64
+    next_n: U64 = 0
+    """Producers: the number expected next. It is no confirm."""
+    credit: tuple[U64, U64] = (0, 0)
+    """Producers: (messages, bytes)."""
+    already_done: list[tuple[U64, U32]] = []
+    not_yours: list[tuple[U64, U32]] = []
+    lost: bool = False
+    """The stream has another life: none of the client's numbers was looked at."""
+    unknown: bool = False
+    """The producer is not known any more, and expects more than this stream does."""
+
+
+class Done(Answer, frozen=True, kw_only=True):
+    queue: QueueInfo | None = None
+    queues: list[QueueInfo] | None = None
+    stat: PartStat | None = None
+    purged: U64 | None = None
+    catalog: Known | None = None
+    status: msgspec.Raw | None = None
+    """A JSON object for people and programs that watch; not part of the protocol."""
+
+
+class Refused(Answer, frozen=True, kw_only=True):
+    n: U64
+    code: str
+    sentence: str
+    retry_after_ms: U32 = 0
+
+
+class Moved(Answer, frozen=True, kw_only=True):
+    sid: U32
+    locators: list[str] = []
+    """Of the owner's node; empty: not known here, try another node."""
+    gen: U64 = 0
+    epoch: U64 = 0
+    known: Topology | None = None
+
+
+class Wait(Answer, frozen=True, kw_only=True):
+    sid: U32
+    why: str
+    since_ms: U64 = 0
+
+
+class Retry(Answer, frozen=True, kw_only=True):
+    after_ms: U32
+
+
+class Error(Answer, frozen=True, kw_only=True):
+    code: str
+    sentence: str
+    value: str = ""
+    retryable: bool = False
+    ends: Literal["nothing", "channel", "connection"] = "nothing"
+
+
+class Close(Request, frozen=True, kw_only=True):
+    reason: str = ""
+
+
+class Closed(Answer, frozen=True, kw_only=True):
+    pass
+
+
+SCHEMAS: Final[dict[int, type[Message]]] = {
+    Verb.HELLO: Hello,
+    Verb.WELCOME: Welcome,
+    Verb.TOPOLOGY: Topology,
+    Verb.PING: Ping,
+    Verb.PONG: Pong,
+    Verb.ERROR: Error,
+    Verb.CLOSE: Close,
+    Verb.CLOSED: Closed,
+    Verb.MOVED: Moved,
+    Verb.WAIT: Wait,
+    Verb.RETRY: Retry,
+    Verb.DONE: Done,
+    Verb.DECLARE: Declare,
+    Verb.DELETE: Delete,
+    Verb.DESCRIBE: Describe,
+    Verb.LIST: List,
+    Verb.STAT: Stat,
+    Verb.PURGE: Purge,
+    Verb.STATUS: Status,
+    Verb.OPEN_PRODUCER: OpenProducer,
+    Verb.OPEN_CONSUMER: OpenConsumer,
+    Verb.OPENED: Opened,
+    Verb.REFUSED: Refused,
+}
+_VERBS: Final = {schema: Verb(verb) for verb, schema in SCHEMAS.items()}
+_DECODERS: Final = {verb: msgspec.json.Decoder(schema) for verb, schema in SCHEMAS.items()}
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def control_frame(message: Message, channel: int = 0) -> tuple[Part, ...]:
+    """The frame that carries `message`."""
+    return frame(_VERBS[type(message)], channel, _encode(message))
+
+
+def read_control(received: Frame) -> Message:
+    """The message of a control frame. Raises `RemoteProtocolError` naming what is wrong."""
+    decoder = _DECODERS.get(received.verb)
+    if decoder is None:
+        raise RemoteProtocolError(
+            f"frame type {received.verb} is not known", value=str(received.verb)
+        )
+    try:
+        return decoder.decode(received.payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        name = Verb(received.verb).name
+        raise RemoteProtocolError(
+            f"bad {name}: {error}", value=received.payload[:80].decode("utf-8", "replace")
+        ) from error
