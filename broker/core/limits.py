@@ -1,0 +1,77 @@
+"""Every bound and every time of a node: what can grow and what can wait, in one place."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Table `[limits]` of a node's file. All sizes are in bytes."""
+
+    budget_bytes: AtLeastOne = 1 << 30
+    """Queues, windows, tails and kept segments of the node. At 90 % publishers get no credit."""
+
+    queue_bytes_max: AtLeastOne = 512 << 20
+    """Held per partial queue. Above it its producers get no credit, or REFUSED full."""
+
+    window_bytes: AtLeastOne = 64 << 20
+    """Uncommitted ops per stream. Publishes that do not fit wait in order."""
+
+    window_ops: AtLeastOne = 50_000
+    """The same, counted."""
+
+    repair_bytes: AtLeastOne = 64 << 20
+    """The newest segments that every copy keeps per stream, so that others can catch up by ops."""
+
+    producer_credit_bytes: AtLeastOne = 4 << 20
+    """Given to one producer ahead of what is stored."""
+
+    producer_credit_messages: AtLeastOne = 50_000
+    """The same, counted."""
+
+    consumer_credit_messages_max: AtLeastOne = 100_000
+    """Unacknowledged messages of one leg. A consumer that allows more is held to this."""
+
+    connections_max: AtLeastOne = 10_000
+    """Client connections. One more is closed with ERROR limit."""
+
+    channels_max: AtLeastOne = 256
+    """Per connection. One more is refused with ERROR limit."""
+
+    unsent_bytes_max: AtLeastOne = 16 << 20
+    """Written to one connection and not yet taken by it. Above it the connection is closed."""
+
+    before_welcome_s: AtLeastOne = 5
+    """A connection that has not said HELLO by then is closed."""
+
+    queues_max: AtLeastOne = 10_000
+    """Queues in the catalog. One more is refused."""
+
+    producers_max: AtLeastOne = 100_000
+    """Remembered producers per post office; beyond, the one idle for longest is forgotten."""
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Table `[timing]`. All times are in milliseconds. The first three must agree in a cluster."""
+
+    silence_ms: AtLeastOne = 900
+    """A peer that was quiet for so long is suspected; an owner may be taken over."""
+
+    grace_ms: AtLeastOne = 10_000
+    """After a promotion, deliveries in flight are kept for so long for their session."""
+
+    lost_connection_grace_ms: AtLeastOne = 2_000
+    """The same after a connection was lost while the owner lives."""
+
+    heartbeat_ms: AtLeastOne = 100
+    """Between peers, while nothing else goes out."""
+
+    client_silence_ms: AtLeastOne = 3_000
+    """A client that was quiet for so long is disconnected. Its heartbeats run each second."""
+
+    park_ms: AtLeastOne = 3_000
+    """A request that finds no owner waits for so long, then it is answered RETRY."""
