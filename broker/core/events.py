@@ -9,9 +9,71 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
+from replication.core.events import (
+    Dial as Dial,
+)
+from replication.core.events import (
+    DialFailed as DialFailed,
+)
+from replication.core.events import (
+    Exit as Exit,
+)
+from replication.core.events import (
+    GroupData as GroupData,
+)
+from replication.core.events import (
+    GroupDrained as GroupDrained,
+)
+from replication.core.events import (
+    GroupJoin as GroupJoin,
+)
+from replication.core.events import (
+    GroupLeave as GroupLeave,
+)
+from replication.core.events import (
+    GroupPublish as GroupPublish,
+)
+from replication.core.events import (
+    Level as Level,
+)
+from replication.core.events import (
+    Log as Log,
+)
+from replication.core.events import (
+    PeerClose as PeerClose,
+)
+from replication.core.events import (
+    PeerData as PeerData,
+)
+from replication.core.events import (
+    PeerEffect as PeerEffect,
+)
+from replication.core.events import (
+    PeerEvent as PeerEvent,
+)
+from replication.core.events import (
+    PeerLost as PeerLost,
+)
+from replication.core.events import (
+    PeerOpened as PeerOpened,
+)
+from replication.core.events import (
+    PeerWrite as PeerWrite,
+)
+from replication.core.events import (
+    Persist as Persist,
+)
+from replication.core.events import (
+    Persisted as Persisted,
+)
+from replication.core.events import (
+    PersistFailed as PersistFailed,
+)
+from replication.core.events import (
+    Wake as Wake,
+)
 from tanist.wire.batch import Part
 
 
@@ -38,81 +100,11 @@ class ClientLost:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerOpened:
-    """A link to another node is up. `dialed`: the node this side dialed, else None."""
-
-    link: int
-    dialed: str | None
-
-
-@dataclass(slots=True)
-class PeerData:
-    """Bytes of a peer, as they came."""
-
-    link: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLost:
-    """The link is gone, whoever closed it."""
-
-    link: int
-
-
-@dataclass(frozen=True, slots=True)
-class DialFailed:
-    """A dial did not lead to a link. `refused`: the host answered that nobody listens there."""
-
-    node: str
-    refused: bool
-
-
-@dataclass(slots=True)
-class GroupData:
-    """One frame of the group transport, whole."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Persisted:
-    """The blob of the `Persist` with this token is on the disk."""
-
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class PersistFailed:
-    """The disk refused; nothing will be persisted any more."""
-
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """`next_deadline()` has come."""
-
-
-@dataclass(frozen=True, slots=True)
 class Stop:
     """The operator wants the node to end."""
 
 
-Event = (
-    ClientOpened
-    | ClientData
-    | ClientLost
-    | PeerOpened
-    | PeerData
-    | PeerLost
-    | DialFailed
-    | GroupData
-    | Persisted
-    | PersistFailed
-    | Wake
-    | Stop
-)
+Event = PeerEvent | ClientOpened | ClientData | ClientLost | Stop
 
 
 @dataclass(slots=True)
@@ -135,99 +127,7 @@ class ListenForClients:
     """Open the client listener: the map shows this node up, and the catalog has an owner."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """Connect to a node's peer address; answered by `PeerOpened` or `DialFailed`."""
-
-    node: str
-    address: str
-
-
-@dataclass(slots=True)
-class PeerWrite:
-    """Bytes for a peer: the parts one after the other."""
-
-    link: int
-    parts: Sequence[Part]
-
-
-@dataclass(frozen=True, slots=True)
-class PeerClose:
-    """Close after what was written before."""
-
-    link: int
-
-
-@dataclass(slots=True)
-class GroupPublish:
-    """One frame for all who follow the stream; it may be lost, repeated and reordered."""
-
-    parts: Sequence[Part]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupJoin:
-    """Follow what `node` publishes, at this address of the group transport."""
-
-    node: str
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class GroupLeave:
-    """Do not follow that node any more."""
-
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class Persist:
-    """Write the blob to the disk; answered by `Persisted(token)` once it is there."""
-
-    blob: bytes
-    token: int
-
-
-class Level(IntEnum):
-    """Of a log line; the numbers are those of `logging`."""
-
-    DEBUG = 10
-    INFO = 20
-    WARNING = 30
-    ERROR = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """A line for the operator: a sentence, and the values in it by name."""
-
-    level: Level
-    event: str
-    fields: dict[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """End the process. `sentence` says why and what to do."""
-
-    code: int
-    sentence: str
-
-
-Effect = (
-    ClientWrite
-    | ClientClose
-    | ListenForClients
-    | Dial
-    | PeerWrite
-    | PeerClose
-    | GroupPublish
-    | GroupJoin
-    | GroupLeave
-    | Persist
-    | Log
-    | Exit
-)
+Effect = PeerEffect | ClientWrite | ClientClose | ListenForClients
 
 READ_BYTES_MAX: Final = 256 << 10
 """Read from one socket in one turn of the loop; the rest waits for the next turn."""
