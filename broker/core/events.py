@@ -13,65 +13,25 @@ from typing import Final
 
 from replication.core.events import (
     Dial as Dial,
-)
-from replication.core.events import (
     DialFailed as DialFailed,
-)
-from replication.core.events import (
     Exit as Exit,
-)
-from replication.core.events import (
     GroupData as GroupData,
-)
-from replication.core.events import (
     GroupDrained as GroupDrained,
-)
-from replication.core.events import (
     GroupJoin as GroupJoin,
-)
-from replication.core.events import (
     GroupLeave as GroupLeave,
-)
-from replication.core.events import (
     GroupPublish as GroupPublish,
-)
-from replication.core.events import (
     Level as Level,
-)
-from replication.core.events import (
     Log as Log,
-)
-from replication.core.events import (
     PeerClose as PeerClose,
-)
-from replication.core.events import (
     PeerData as PeerData,
-)
-from replication.core.events import (
     PeerEffect as PeerEffect,
-)
-from replication.core.events import (
     PeerEvent as PeerEvent,
-)
-from replication.core.events import (
     PeerLost as PeerLost,
-)
-from replication.core.events import (
     PeerOpened as PeerOpened,
-)
-from replication.core.events import (
     PeerWrite as PeerWrite,
-)
-from replication.core.events import (
     Persist as Persist,
-)
-from replication.core.events import (
     Persisted as Persisted,
-)
-from replication.core.events import (
     PersistFailed as PersistFailed,
-)
-from replication.core.events import (
     Wake as Wake,
 )
 from tanist.wire.batch import Part
