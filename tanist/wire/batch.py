@@ -90,8 +90,8 @@ class Batch:
         self.columns_len: int = fields[6]
         self.bodies_len: int = fields[7]
         self.table_at = start + HEADER_BYTES
-        self.bodies_at = self.table_at + 4 * self.count + self.columns_len
-        self.size = self.bodies_at + self.bodies_len - start
+        self.bodies_at: int = self.table_at + 4 * self.count + self.columns_len
+        self.size: int = self.bodies_at + self.bodies_len - start
 
     @classmethod
     def trusted(cls, data: bytes, start: int = 0) -> Batch:
