@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
 
 
 class Incarnation(NamedTuple):
@@ -18,7 +20,7 @@ class Incarnation(NamedTuple):
 class Ballot(NamedTuple):
     """A proposer's number. The round is compared first, so whoever counts on wins."""
 
-    round: int
+    round: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
     proposer: Incarnation
 
     def __str__(self) -> str:
