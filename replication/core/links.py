@@ -48,7 +48,6 @@ from replication.core.peer_messages import (
     PeerHello,
     PeerVerb,
     peer_frame,
-    raw_peer_frame,
     read_peer_message,
 )
 from tanist.errors import RemoteProtocolError
@@ -195,12 +194,12 @@ class Links:
         self._dead.discard(who)
         self._life_at.pop(who, None)
 
-    def send(self, who: Incarnation, verb: PeerVerb, parts: tuple[Part, ...]) -> PeerWrite | None:
-        """The write that carries this to `who`; None if there is no link to it now."""
+    def write(self, who: Incarnation, frame: tuple[Part, ...]) -> PeerWrite | None:
+        """The write that carries this frame to `who`; None if there is no link to it now."""
         peer = self._peers.get(who.node)
         if peer is None or peer.link is None or self._links[peer.link].who != who:
             return None
-        return PeerWrite(peer.link, raw_peer_frame(verb, parts))
+        return PeerWrite(peer.link, frame)
 
     def handle(
         self,

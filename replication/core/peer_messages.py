@@ -37,6 +37,7 @@ class PeerVerb(IntEnum):
     HEARD = 6
     RELEASED_AT = 7
     RELEASED_IS = 8
+    FORWARD = 9
 
 
 class _PeerMessage(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -91,7 +92,14 @@ class ReleasedIs(_PeerMessage, frozen=True):
     """False: the node asked does not own the stream; ask again, somebody else."""
 
 
-PeerMessage = PeerHello | Heartbeat | Ask | Heard | ReleasedAt | ReleasedIs
+class Forward(_PeerMessage, frozen=True):
+    """For the layer above, at the owner of this stream. It may be lost."""
+
+    sid: U64
+    payload: bytes
+
+
+PeerMessage = PeerHello | Heartbeat | Ask | Heard | ReleasedAt | ReleasedIs | Forward
 
 _SCHEMAS: Final[dict[PeerVerb, type[PeerMessage]]] = {
     PeerVerb.HELLO: PeerHello,
@@ -100,6 +108,7 @@ _SCHEMAS: Final[dict[PeerVerb, type[PeerMessage]]] = {
     PeerVerb.HEARD: Heard,
     PeerVerb.RELEASED_AT: ReleasedAt,
     PeerVerb.RELEASED_IS: ReleasedIs,
+    PeerVerb.FORWARD: Forward,
 }
 _VERBS: Final = {schema: verb for verb, schema in _SCHEMAS.items()}
 _DECODERS: Final = {int(v): msgspec.msgpack.Decoder(s) for v, s in _SCHEMAS.items()}
