@@ -47,7 +47,7 @@ BLOCK_BYTES: Final = 1 << 16
 # What the objects take up beside the bytes themselves, on CPython 3.11.
 _LOOSE_OVERHEAD: Final = 240  # A `Batch`, its numbers, and the header of its bytes object.
 _LONE_OVERHEAD: Final = _LOOSE_OVERHEAD + 80
-_SHARED_OVERHEAD: Final = 400
+_SHARED_OVERHEAD: Final = 260
 _PACKED_OVERHEAD: Final = 4
 
 
@@ -80,45 +80,48 @@ class _Lone:
 class _Shared:
     """A block of small batches: loose while it fills, packed from then on."""
 
-    __slots__ = ("_firsts", "_loose", "_packed", "_starts", "bytes", "first", "live")
+    __slots__ = ("_loose", "_packed", "_places", "bytes", "first", "live")
 
     def __init__(self, first: int) -> None:
         self.first = first
         self.live = 0
         self.bytes = 0
-        self._loose: list[Batch] = []
+        self._loose: list[Batch] | None = []
         self._packed = b""
-        self._firsts = array("H")  # First offset of each batch, from `first`.
-        self._starts = array("H")  # Where each batch starts in `_packed`.
+        # For each batch, in the upper 16 bits its first offset, counted from `first`; in the
+        # lower ones where it starts in `_packed`. One array, since each costs 80 bytes.
+        self._places = array("I")
 
     @property
     def resident_bytes(self) -> int:
-        each = _LOOSE_OVERHEAD if self._loose else _PACKED_OVERHEAD
-        return self.bytes + _SHARED_OVERHEAD + each * len(self._firsts)
+        each = _PACKED_OVERHEAD if self._loose is None else _LOOSE_OVERHEAD
+        return self.bytes + _SHARED_OVERHEAD + each * len(self._places)
 
     def takes(self, batch: Batch) -> bool:
         return self.bytes + batch.size <= BLOCK_BYTES
 
     def append(self, batch: Batch, first: int) -> None:
-        assert not self._packed
-        self._firsts.append(first - self.first)
-        self._starts.append(self.bytes)
+        assert self._loose is not None, "packed already"
         self._loose.append(batch)
+        self._places.append(first - self.first << 16 | self.bytes)
         self.live += batch.count
         self.bytes += batch.size
 
     def pack(self) -> None:
         """Nothing more comes: give up the objects, keep the bytes."""
+        assert self._loose is not None, "packed already"
         self._packed = b"".join([b.data[b.start : b.start + b.size] for b in self._loose])
-        self._loose = []
+        self._loose = None
+        self._places = self._places[:]  # Without the room to grow.
 
     def find(self, offset: int) -> tuple[Batch, int]:
-        at = bisect_right(self._firsts, offset - self.first) - 1
-        if self._loose:
-            batch = self._loose[at]
+        at = bisect_right(self._places, offset - self.first << 16 | 0xFFFF) - 1
+        place = self._places[at]
+        if self._loose is None:
+            batch = Batch.trusted(self._packed, place & 0xFFFF)
         else:
-            batch = Batch.trusted(self._packed, self._starts[at])
-        return batch, self.first + self._firsts[at]
+            batch = self._loose[at]
+        return batch, self.first + (place >> 16)
 
 
 class Page:
@@ -231,6 +234,10 @@ class Page:
             assert block is None or offset == end
 
 
+# Most parts never fill a page, and an empty `SortedDict` of each part's own is 1.3 KB.
+_NO_PAGES: Final[SortedDict[int, Page]] = SortedDict()
+
+
 class Pages:
     """All batches of a part that are still needed, by the offsets of their messages.
 
@@ -251,7 +258,7 @@ class Pages:
     def __init__(self, *, page_bytes: int = PAGE_BYTES) -> None:
         assert page_bytes > 0
         self._page_bytes = page_bytes
-        self._sealed: SortedDict[int, Page] = SortedDict()  # By first offset.
+        self._sealed = _NO_PAGES  # By first offset.
         self._tail = Page(0)
         self.bytes = 0
         """Batches held, wherever they are: a batch counts until its block is freed."""
@@ -294,6 +301,8 @@ class Pages:
         tail = self._tail
         if tail.end > tail.first:
             tail.seal()
+            if self._sealed is _NO_PAGES:
+                self._sealed = SortedDict()
             self._sealed[tail.first] = tail
             self._tail = Page(tail.end)
 

@@ -19,7 +19,7 @@ Costs are given in runs. Nothing here looks at a single offset.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sortedcontainers import SortedDict
 
@@ -35,12 +35,6 @@ class Range(NamedTuple):
     @property
     def size(self) -> int:
         return self.end - self.first
-
-    def clip(self, other: Range) -> Range | None:
-        """What both have in common, if anything."""
-        first = max(self.first, other.first)
-        end = min(self.end, other.end)
-        return Range(first, end) if first < end else None
 
 
 class Ranges:
@@ -232,13 +226,17 @@ class Counted(NamedTuple):
     value: int
 
 
+# Most parts never have one, and an empty `SortedDict` of each part's own is 1.3 KB.
+_NO_NUMBERS: Final[SortedDict[int, tuple[int, int]]] = SortedDict()
+
+
 class RangeMap:
     """A number above 0 for some offsets; all others have 0. Kept as runs of equal numbers."""
 
     __slots__ = ("_runs",)
 
     def __init__(self) -> None:
-        self._runs: SortedDict[int, tuple[int, int]] = SortedDict()  # end -> (first, value)
+        self._runs = _NO_NUMBERS  # end -> (first, value)
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -286,6 +284,8 @@ class RangeMap:
 
     def _put(self, run: Range, value: int) -> None:
         """Give a run, all of which has 0, a number. Joins it with equal neighbours."""
+        if self._runs is _NO_NUMBERS:
+            self._runs = SortedDict()
         first, end = run
         before = self._runs.get(first)
         if before is not None and before[1] == value:
