@@ -1,0 +1,1 @@
+"""The roads on which an owner's frames reach all who follow it, behind one contract."""
