@@ -192,6 +192,11 @@ class Part:
             self._forget(piece)
         return self._answer(mine, run)
 
+    def standing(self, number: int, run: Range) -> Answer:
+        """What an ack would answer now; `done` is what is held. Nothing changes."""
+        delivery = self._held.get(number)
+        return self._answer(delivery.ranges.within(run) if delivery else [], run)
+
     def requeue(self, number: int, run: Range, *, flagged: bool, count_attempt: bool) -> Answer:
         """Apply a requeue op: what of `run` is held under `number` waits again.
 
