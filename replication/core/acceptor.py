@@ -29,7 +29,7 @@ Reference: Rystsov, "CASPaxos: Replicated State Machines without logs".
 from __future__ import annotations
 
 from collections import deque
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -48,6 +48,10 @@ from replication.core.register_messages import (
     RegisterMessage,
 )
 from tanist.errors import ConfigError
+
+WAITING_MAX: Final = 64
+"""The most answers that wait for a disk. After an error it never completes anything, and the
+others go on asking: the oldest answers are dropped, which is as if the network had lost them."""
 
 
 class Vote(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
@@ -93,7 +97,7 @@ class Acceptor:
         self.vote = vote
         self._stored = vote if durable else None
         self._written = self._durable = 0
-        self._waiting: deque[tuple[int, Send]] = deque()
+        self._waiting: deque[tuple[int, Send]] = deque(maxlen=WAITING_MAX)
 
     @property
     def initialised(self) -> bool:

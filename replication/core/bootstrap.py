@@ -7,7 +7,7 @@ Theory of operation
             └─ all answered, and none is beyond version 0
                     │ the lowest one, or anybody who saw a version 0
                     ▼
-               Init to all ── acknowledged by all ──▶ propose version 1
+       Init to itself, then to all ── acknowledged by all ──▶ propose version 1
 
 The danger is a second cluster beside the survivors of a first one. A node that lost its file
 looks like one that never had any, so a cluster is only formed when **all** expected nodes say
@@ -104,12 +104,15 @@ class Bootstrap:
             if self._init is None and len(self._replies) == len(self.expected):
                 self._decide(outbox)
 
-    def acknowledged(self, sender: str, ack: InitAck) -> bool:
+    def acknowledged(self, sender: str, ack: InitAck, outbox: list[Effect]) -> bool:
         """Whether all have acknowledged the `Init` now."""
-        if self._init is None or ack.cluster_id != self._init.cluster_id:
+        init = self._init
+        if init is None or ack.cluster_id != init.cluster_id or sender in self._acks:
             return False
-        if AcceptorId(sender, ack.acc_inc) in self._init.incs:
+        if AcceptorId(sender, ack.acc_inc) in init.incs:
             self._acks.add(sender)
+            if sender == self.node:
+                self._send_init(outbox)
         return self._acks == set(self.expected)
 
     def _decide(self, outbox: list[Effect]) -> None:
@@ -158,7 +161,11 @@ class Bootstrap:
 
     def _send_init(self, outbox: list[Effect]) -> None:
         assert self._init is not None
-        outbox.extend(Send(n, self._init) for n in self.expected if n not in self._acks)
+        # This node first, until that is durable. Otherwise it could crash, forget what it had
+        # drawn, hear that nobody is in a cluster yet, and draw again, while the first `Init` is
+        # still under way: two clusters begun, and none that all acknowledge.
+        asked = self.expected if self.node in self._acks else (self.node,)
+        outbox.extend(Send(name, self._init) for name in asked if name not in self._acks)
 
     def _word(self) -> str:
         return f"{int(self._draw() * (1 << 32)):08x}"

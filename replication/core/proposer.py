@@ -260,15 +260,23 @@ class Proposer:
         self._prepare(attempt, base.voters, outbox)
         chosen = self._learner.chosen
         known = chosen.envelope if chosen is not None else base
-        if not base.quorum(attempt.heard) or not known.quorum(attempt.heard):
+        if not (base.quorum(attempt.heard) and known.quorum(attempt.heard)):
             return
         self.last_majority_at = now
+        self._propose(attempt, base, outbox)
+
+    def _propose(self, attempt: _Attempt, base: Envelope, outbox: list[Effect]) -> None:
+        assert attempt.shown is not None
+        chosen = self._learner.chosen
         new = self._derive(base)
         is_committed = chosen is not None and chosen.raw == attempt.shown[1]
         if (new.cfg, new.prev) != (base.cfg, base.prev) and not is_committed:
             new = base
         attempt.new = new
         attempt.raw = attempt.shown[1] if new is base else encode_envelope(new)
+        voters = base.voters | new.voters
+        if chosen is not None:
+            voters |= chosen.envelope.voters
         outbox.extend(
             Send(
                 voter.node,
@@ -279,7 +287,7 @@ class Proposer:
                     value=attempt.raw,
                 ),
             )
-            for voter in sorted(base.voters | new.voters | known.voters)
+            for voter in sorted(voters)
         )
 
     def _accepted(

@@ -240,7 +240,8 @@ class Register:
                 if self.ver == 0:
                     self.acceptor.handle(sender, message, outbox)
             case InitAck():
-                if self.bootstrap is not None and self.bootstrap.acknowledged(sender, message):
+                form = self.bootstrap
+                if form is not None and form.acknowledged(sender, message, outbox):
                     self._form(now, outbox)
             case Prepare() | Accept():
                 self.acceptor.handle(sender, message, outbox)
