@@ -1,0 +1,27 @@
+"""The worlds that can be simulated, by the name that the command line knows them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from tests.simulation.register_world import RegisterWorld
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened in one schedule: counters by name."""
+
+    counts: dict[str, int]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {count}" for name, count in self.counts.items())
+
+
+def _register(seed: int) -> Report:
+    return Report(asdict(RegisterWorld(seed).run()))
+
+
+WORLDS: Final[dict[str, Callable[[int], Report]]] = {"register": _register}
+"""Each runs one seed; an invariant that does not hold is raised as an `AssertionError`."""
