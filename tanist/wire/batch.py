@@ -16,28 +16,39 @@ cut out by slicing its table and its bodies; the reader subtracts a base.
 Rules
 -----
 1. `Batch.parse` checks all that a reader will ever rely on, once, at admission. Whoever
-   holds a batch that was admitted uses `Batch.trusted`.
+   holds a batch that was admitted uses `Batch.trusted`. What is admitted can be handed out:
+   a DELIVER of the whole batch, with its attempts, fits into a frame.
 2. Nothing here loops over messages in Python: the table is checked and cut as a whole.
 3. All integers are little endian and unsigned.
 """
 
 from __future__ import annotations
 
-import sys
 from array import array
 from itertools import accumulate
 from struct import Struct
 from typing import Final
 
 from tanist.errors import LocalProtocolError, RemoteProtocolError
-from tanist.wire.columns import check_columns, cut_columns, properties_column
+from tanist.wire.columns import (
+    check_columns,
+    cut_columns,
+    falls,
+    properties_column,
+    to_bytes,
+    u32s,
+)
+from tanist.wire.limits import (
+    BODIES_BYTES_MAX as BODIES_BYTES_MAX,
+    COUNT_MAX as COUNT_MAX,
+    FRAME_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    NUMBER_END,
+    PROPERTIES_BYTES_MAX,
+)
 
 MAGIC: Final = b"TB"
 VERSION: Final = 1
-COUNT_MAX: Final = 65_535
-"""Messages in one batch. A client seals earlier; a larger count is refused."""
-BODIES_BYTES_MAX: Final = 64 << 10
-"""Bytes of bodies in one batch, unless it holds a single message; more is refused."""
 
 HAS_COLUMNS: Final = 1
 PERSISTENT: Final = 2
@@ -50,9 +61,10 @@ _KNOWN_FLAGS: Final = HAS_COLUMNS | PERSISTENT | IN_DOUBT | 0xF0
 HEADER: Final = Struct("<2sBBIQQII")
 HEADER_BYTES: Final = HEADER.size
 assert HEADER_BYTES == 32
+DELIVER_HEADER_BYTES: Final = 48
+"""Of a DELIVER: it takes the place of the batch's own. Attempts are 2 bytes a message besides."""
 
 Part = bytes | memoryview
-_BIG_ENDIAN = sys.byteorder == "big"
 
 
 def flags_of(*, persistent: bool, in_doubt: bool = False, lane: int = LANE_DEFAULT) -> int:
@@ -60,6 +72,12 @@ def flags_of(*, persistent: bool, in_doubt: bool = False, lane: int = LANE_DEFAU
     if not 0 <= lane <= LANE_MAX:
         raise LocalProtocolError(f"priority {lane} is not within 0 to {LANE_MAX}")
     return (PERSISTENT if persistent else 0) | (IN_DOUBT if in_doubt else 0) | lane << LANE_SHIFT
+
+
+def check_flags(flags: int) -> None:
+    """Raises `RemoteProtocolError` if this is not the flags byte of a batch."""
+    if flags & ~_KNOWN_FLAGS or flags >> LANE_SHIFT > LANE_MAX:
+        raise _bad("unknown flags", flags)
 
 
 class Batch:
@@ -103,7 +121,7 @@ class Batch:
         """The batch that is all of `data`. Raises `RemoteProtocolError` if it is not one."""
         if len(data) < HEADER_BYTES:
             raise _bad("shorter than a batch header", len(data))
-        magic, version, flags, count, _, _, columns_len, bodies_len = HEADER.unpack_from(data)
+        magic, version, flags, count, first_n, _, columns_len, bodies_len = HEADER.unpack_from(data)
         if magic != MAGIC:
             raise _bad("not a batch", magic)
         if version != VERSION:
@@ -112,20 +130,25 @@ class Batch:
                 code="version",
                 value=str(version),
             )
-        if flags & ~_KNOWN_FLAGS or flags >> LANE_SHIFT > LANE_MAX:
-            raise _bad("unknown flags", flags)
+        check_flags(flags)
         if not 0 < count <= COUNT_MAX:
             raise _limit("messages in a batch", count, COUNT_MAX)
         if bodies_len > BODIES_BYTES_MAX and count > 1:
             raise _limit(
                 "bytes of bodies in a batch of several messages", bodies_len, BODIES_BYTES_MAX
             )
+        if bodies_len > MESSAGE_BYTES_MAX:
+            raise _limit("bytes of a message", bodies_len, MESSAGE_BYTES_MAX)
+        delivered_len = DELIVER_HEADER_BYTES + 6 * count + columns_len + bodies_len
+        if delivered_len > FRAME_BYTES_MAX:
+            raise _limit("bytes of a batch as a delivery", delivered_len, FRAME_BYTES_MAX)
+        if not 0 < first_n <= NUMBER_END - count:
+            raise _bad("its numbers do not begin at 1 or above, or have no end", first_n)
         if HEADER_BYTES + 4 * count + columns_len + bodies_len != len(data):
             raise _bad("its lengths do not add up to its size", len(data))
         batch = cls(data)
         table = batch.ends()
-        # The sorted copy of a sorted list is made in one pass; a loop here costs more.
-        if table[-1] != bodies_len or table.tolist() != sorted(table):
+        if table[-1] != bodies_len or falls(table):
             raise _bad("end offsets fall, or do not end with the bodies", table[-1])
         if bool(flags & HAS_COLUMNS) != bool(columns_len):
             raise _bad("flag and length of the columns disagree", columns_len)
@@ -145,7 +168,7 @@ class Batch:
 
     def ends(self) -> array[int]:
         """Where each body ends, counted from the start of the bodies. `O(count)`, in C."""
-        return _u32s(self.data[self.table_at : self.table_at + 4 * self.count])
+        return u32s(self.data[self.table_at : self.table_at + 4 * self.count])
 
     def end_of(self, index: int) -> int:
         """Where the body of message `index` ends; 0 for -1. `O(1)`."""
@@ -211,13 +234,15 @@ class BatchBuilder:
         flags: As `flags_of` makes them; the same for all messages of the batch.
     """
 
-    __slots__ = ("_bodies", "_properties", "bodies_len", "flags")
+    __slots__ = ("_bodies", "_distinct", "_distinct_len", "_properties", "bodies_len", "flags")
 
     def __init__(self, flags: int) -> None:
         self.flags = flags
         self.bodies_len = 0
         self._bodies: list[bytes] = []
         self._properties: list[bytes] = []
+        self._distinct: set[bytes] = set()
+        self._distinct_len = 0
 
     @property
     def count(self) -> int:
@@ -229,21 +254,41 @@ class BatchBuilder:
 
     def takes(self, body_len: int, *, flags: int, properties: bool) -> bool:
         """Whether one more message of this size and kind goes in."""
+        if flags != self.flags:
+            return False
         if not self._bodies:
             return True
         return (
-            flags == self.flags
-            and properties == bool(self._properties)
+            properties == bool(self._properties)
             and self.bodies_len + body_len <= BODIES_BYTES_MAX
             and len(self._bodies) < COUNT_MAX
+            # However large the properties of one more message may be, the batch stays
+            # deliverable; and a run that is cut out of it carries no more than this along.
+            and self._distinct_len <= PROPERTIES_BYTES_MAX
         )
 
     def add(self, body: bytes, properties: bytes = b"") -> None:
-        """Add a message. `properties` is a JSON object, or nothing in the whole batch."""
+        """Add a message. `properties` is a JSON object, or nothing in the whole batch.
+
+        Raises `LocalProtocolError` if the message is too large for any batch.
+        """
+        if len(properties) > PROPERTIES_BYTES_MAX:
+            raise LocalProtocolError(
+                f"properties of {len(properties)} bytes are above the limit of"
+                f" {PROPERTIES_BYTES_MAX}: put large values into the body"
+            )
+        if len(body) + len(properties) > MESSAGE_BYTES_MAX:
+            raise LocalProtocolError(
+                f"a message of {len(body) + len(properties)} bytes is above the limit of"
+                f" {MESSAGE_BYTES_MAX}: send it in pieces"
+            )
         self._bodies.append(body)
         self.bodies_len += len(body)
         if properties:
             self._properties.append(properties)
+            if properties not in self._distinct:
+                self._distinct.add(properties)
+                self._distinct_len += len(properties)
 
     def seal(self, *, first_n: int, time_ms: int, in_doubt: bool = False) -> bytes:
         """The batch's bytes. The builder is not used again."""
@@ -260,19 +305,17 @@ def seal(
     bodies: list[bytes], properties: list[bytes], *, flags: int, first_n: int, time_ms: int
 ) -> bytes:
     """Messages as a batch. `properties` is empty, or has one JSON object for each body."""
-    assert bodies
+    assert 0 < len(bodies) <= COUNT_MAX
     assert not properties or len(properties) == len(bodies)
     columns = properties_column(properties) if properties else b""
     ends = array("I", accumulate(map(len, bodies)))
     bodies_len = ends[-1]
-    if _BIG_ENDIAN:
-        ends.byteswap()
     if columns:
         flags |= HAS_COLUMNS
     header = HEADER.pack(
         MAGIC, VERSION, flags, len(bodies), first_n, time_ms, len(columns), bodies_len
     )
-    return b"".join((header, ends.tobytes(), columns, *bodies))
+    return b"".join((header, to_bytes(ends), columns, *bodies))
 
 
 def resealed(batch: Batch, *, first_n: int, in_doubt: bool) -> bytes:
@@ -289,14 +332,6 @@ def resealed(batch: Batch, *, first_n: int, in_doubt: bool) -> bytes:
         batch.bodies_len,
     )
     return header + batch.data[batch.table_at : batch.start + batch.size]
-
-
-def _u32s(data: bytes) -> array[int]:
-    values = array("I")
-    values.frombytes(data)
-    if _BIG_ENDIAN:
-        values.byteswap()
-    return values
 
 
 def _bad(what: str, value: object) -> RemoteProtocolError:

@@ -3,7 +3,7 @@
 Every request carries `req`, which its one final answer repeats (WAIT is not final), and
 `topology`, the (ver, hash) that the client knows, if that changed since its last frame
 on this connection. Unknown keys are refused; what both sides understand is settled in
-HELLO.
+HELLO. A key that has its default may be left out, and is left out here.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ import msgspec
 from tanist.errors import RemoteProtocolError
 from tanist.wire.batch import Part
 from tanist.wire.frames import Frame, Verb, frame
+from tanist.wire.limits import NUMBER_END, QUEUE_NAME_BYTES_MAX
 
 VERSION: Final = 1
 """Of the protocol. HELLO names a range, WELCOME the one that is used."""
 
 U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-U64 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+U64 = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_END - 1)]
+Incarnation = Annotated[int, msgspec.Meta(ge=0)]
+"""All 64 bits may be set."""
+Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 """128 bits, chosen by the client, in hexadecimal digits."""
-QueueName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+QueueName = Annotated[str, msgspec.Meta(min_length=1, max_length=QUEUE_NAME_BYTES_MAX)]
+"""Printable; its bytes are counted besides, by `check_queue_name`."""
 Ver = tuple[U64, str]
 """Of a topology: (ver, hash)."""
 Known = tuple[U64, U64]
@@ -33,6 +37,14 @@ Run = tuple[U64, U64, U32]
 """(delivery number, first offset, count)."""
 Returned = tuple[U64, U64, U32, U32]
 """A run and the cause of its return."""
+
+
+def check_queue_name(name: str) -> None:
+    """Raises `ValueError`, whose text is for whoever chose the name."""
+    if not name.isprintable():
+        raise ValueError(f"queue name {name!r} has characters that cannot be printed")
+    if not 0 < len(name.encode()) <= QUEUE_NAME_BYTES_MAX:
+        raise ValueError(f"a queue name has 1 to {QUEUE_NAME_BYTES_MAX} bytes as UTF-8")
 
 
 class Message(
@@ -67,7 +79,7 @@ class Topology(Answer, frozen=True, kw_only=True):
     hash: str
     nodes: dict[str, list[str]]
     """Client locators, "host:port", by node."""
-    streams: dict[int, Where]
+    streams: dict[U32, Where]
     """By sid; 0 is the catalog."""
 
 
@@ -88,7 +100,7 @@ class Hello(Request, frozen=True, kw_only=True):
 
 class Welcome(Answer, frozen=True, kw_only=True):
     node: str
-    inc: U64
+    inc: Incarnation
     version: U16
     limits: ClientLimits
     heartbeat_ms: U32
@@ -123,6 +135,9 @@ class QueueInfo(Message, frozen=True, kw_only=True):
     """The one post office of a queue with spread one."""
     settings: QueueSettings = QueueSettings()
 
+    def __post_init__(self) -> None:
+        check_queue_name(self.name)
+
 
 class PartStat(Message, frozen=True, kw_only=True):
     ready: U64
@@ -131,19 +146,27 @@ class PartStat(Message, frozen=True, kw_only=True):
     consumers: U64
 
 
-class Declare(Request, frozen=True, kw_only=True):
+class QueueRequest(Request, frozen=True, kw_only=True):
+    """About a queue by its name."""
+
     queue: QueueName
+
+    def __post_init__(self) -> None:
+        check_queue_name(self.queue)
+
+
+class Declare(QueueRequest, frozen=True, kw_only=True):
     spread: Literal["every", "one"] = "every"
     at: U32 = 0
     settings: QueueSettings = QueueSettings()
 
 
-class Delete(Request, frozen=True, kw_only=True):
-    queue: QueueName
+class Delete(QueueRequest, frozen=True, kw_only=True):
+    pass
 
 
-class Describe(Request, frozen=True, kw_only=True):
-    queue: QueueName
+class Describe(QueueRequest, frozen=True, kw_only=True):
+    pass
 
 
 class List(Request, frozen=True, kw_only=True):
@@ -204,13 +227,17 @@ class Opened(Answer, frozen=True, kw_only=True):
     """The producer is not known any more, and expects more than this stream does."""
 
 
+NO_STATUS: Final = msgspec.Raw()
+# A union of Raw with None would be read as None alone.
+
+
 class Done(Answer, frozen=True, kw_only=True):
     queue: QueueInfo | None = None
     queues: list[QueueInfo] | None = None
     stat: PartStat | None = None
     purged: U64 | None = None
     catalog: Known | None = None
-    status: msgspec.Raw | None = None
+    status: msgspec.Raw = NO_STATUS
     """A JSON object for people and programs that watch; not part of the protocol."""
 
 
@@ -296,12 +323,14 @@ def read_control(received: Frame) -> Message:
     decoder = _DECODERS.get(received.verb)
     if decoder is None:
         raise RemoteProtocolError(
-            f"frame type {received.verb} is not known", value=str(received.verb)
+            f"frame type {received.verb} is not a control message", value=str(received.verb)
         )
     try:
         return decoder.decode(received.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # The text may quote what was sent, of any length, and goes back in an ERROR.
         name = Verb(received.verb).name
         raise RemoteProtocolError(
-            f"bad {name}: {error}", value=received.payload[:80].decode("utf-8", "replace")
+            f"bad {name}: {str(error)[:200]}",
+            value=received.payload[:80].decode("utf-8", "replace"),
         ) from error

@@ -3,7 +3,7 @@
     frame = len u32 | type u8 | flags u8 | channel u16 | payload(len)
 
 Channel 0 is the connection itself. A length above the limit is refused when its header
-is read: nothing of that size is ever collected.
+is read: nothing of that size is ever collected. Flags are 0, but for CREDIT's.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from typing import Final, NamedTuple
 
 from tanist.errors import RemoteProtocolError
 from tanist.wire.batch import Part
-
-FRAME_BYTES_MAX: Final = 1 << 20
-"""Payload of one frame; a longer one ends the connection with ERROR limit."""
-FRAME_BYTES_MAX_BEFORE_WELCOME: Final = 8 << 10
-"""The same before WELCOME."""
-MESSAGE_BYTES_MAX: Final = FRAME_BYTES_MAX - (4 << 10)
-"""Body and properties of one message, until large messages come."""
+from tanist.wire.limits import (
+    FRAME_BYTES_MAX as FRAME_BYTES_MAX,
+    FRAME_BYTES_MAX_BEFORE_WELCOME as FRAME_BYTES_MAX_BEFORE_WELCOME,
+    MESSAGE_BYTES_MAX as MESSAGE_BYTES_MAX,
+)
 
 FRAME: Final = Struct("<IBBH")
 FRAME_HEADER_BYTES: Final = FRAME.size
@@ -83,57 +81,88 @@ def frame(verb: Verb, channel: int, *parts: Part, flags: int = 0) -> tuple[Part,
 class FrameReader:
     """Cuts what a connection received into frames.
 
-    Each payload is copied out once; a frame that came in pieces is joined once, when its
-    last piece is there, so that a large frame costs no repeated copying.
+    Frames that lie within one piece are copied out once. One that came in pieces is
+    collected in one growing buffer: a list of pieces would cost forty times the frame
+    itself when they are a byte each.
 
     Attributes:
         bytes_max: Limit of a payload; raised once the connection is welcome.
     """
 
-    __slots__ = ("_pieces", "_pieces_len", "_wanted", "bytes_max")
+    __slots__ = ("_head", "_held", "_held_header", "_missing", "bytes_max")
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
-        self._pieces: list[bytes] = []
-        self._pieces_len = 0
-        self._wanted = FRAME_HEADER_BYTES
+        # Of a frame that has begun: first its header alone, then its payload.
+        self._held_header = bytearray()
+        self._head: tuple[int, int, int] | None = None
+        self._held = bytearray()
+        self._missing = 0
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of a frame that is not complete yet. At most a frame and one read."""
-        return self._pieces_len
+        """Bytes of a frame that is not complete yet. At most a header and `bytes_max`."""
+        return len(self._held_header) + len(self._held)
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes. Raises `RemoteProtocolError` at a bad length."""
-        if self._pieces:
-            self._pieces.append(data)
-            self._pieces_len += len(data)
-            if self._pieces_len < self._wanted:
-                return []
-            data = b"".join(self._pieces)
-            self._pieces.clear()
-            self._pieces_len = 0
+        """The frames that `data` completes.
+
+        Raises `RemoteProtocolError` at a header that is not allowed. The connection is then
+        closed: what came before in the same piece is lost with it.
+        """
         frames: list[Frame] = []
         at, size = 0, len(data)
-        while True:
+        if self._held_header:
+            at = self._go_on(data, frames)
+        while at < size:
             body_at = at + FRAME_HEADER_BYTES
             if body_at > size:
-                self._wanted = FRAME_HEADER_BYTES
+                self._held_header += data[at:]
                 break
-            length, verb, flags, channel = FRAME.unpack_from(data, at)
-            if length > self.bytes_max:
-                raise RemoteProtocolError(
-                    f"a frame of {length} bytes is above the limit of {self.bytes_max}",
-                    code="limit",
-                    value=str(length),
-                )
+            length, verb, flags, channel = self._header(data, at)
             end = body_at + length
             if end > size:
-                self._wanted = FRAME_HEADER_BYTES + length
+                self._held_header += data[at:body_at]
+                self._head = (verb, flags, channel)
+                self._held += data[body_at:]
+                self._missing = end - size
                 break
             frames.append(Frame(verb, flags, channel, data[body_at:end]))
             at = end
-        if at < size:
-            self._pieces.append(data[at:] if at else data)
-            self._pieces_len = size - at
         return frames
+
+    def _go_on(self, data: bytes, frames: list[Frame]) -> int:
+        """Go on with the frame that has begun. Returns where the next one begins in `data`."""
+        at = 0
+        if self._head is None:
+            at = FRAME_HEADER_BYTES - len(self._held_header)
+            self._held_header += data[:at]
+            if len(self._held_header) < FRAME_HEADER_BYTES:
+                return len(data)
+            self._missing, *head = self._header(self._held_header, 0)
+            self._head = (head[0], head[1], head[2])
+        end = at + self._missing
+        if end > len(data):
+            self._held += data[at:]
+            self._missing = end - len(data)
+            return len(data)
+        self._held += data[at:end]
+        frames.append(Frame(*self._head, bytes(self._held)))
+        self._head = None
+        self._held_header.clear()
+        self._held = bytearray()
+        return end
+
+    def _header(self, data: bytes | bytearray, at: int) -> tuple[int, int, int, int]:
+        length, verb, flags, channel = FRAME.unpack_from(data, at)
+        if length > self.bytes_max:
+            raise RemoteProtocolError(
+                f"a frame of {length} bytes is above the limit of {self.bytes_max}",
+                code="limit",
+                value=str(length),
+            )
+        if flags and (flags != CREDIT_BACK or verb != Verb.CREDIT):
+            raise RemoteProtocolError(
+                f"flags {flags} of frame type {verb} are not known", value=str(flags)
+            )
+        return length, verb, flags, channel

@@ -11,6 +11,9 @@ SETTLED   through a u32 | how many already done u32 | (first offset u64, count u
 CREDIT    messages u64 | bytes u64       both cumulative since the channel opened
 READY     nothing
 PUBLISH   a batch
+
+Whoever holds what a reader here returned may rely on it: every length fits, no table falls,
+no range is empty or has an end beyond `NUMBER_END`.
 """
 
 from __future__ import annotations
@@ -23,14 +26,24 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from tanist.errors import RemoteProtocolError
-from tanist.wire.batch import COUNT_MAX, Cut, Part
+from tanist.wire.batch import (
+    COUNT_MAX,
+    DELIVER_HEADER_BYTES,
+    HAS_COLUMNS,
+    Cut,
+    Part,
+    check_flags,
+)
+from tanist.wire.columns import check_columns, falls, u16s, u32s
+from tanist.wire.limits import NUMBER_END
 
 REDELIVERED: Final = 1
 HAS_ATTEMPTS: Final = 2
+_KNOWN_FLAGS: Final = REDELIVERED | HAS_ATTEMPTS
 
 _CONFIRM: Final = Struct("<QI")
 _DELIVER: Final = Struct("<QQQIIIIIBBH")
-DELIVER_HEADER_BYTES: Final = _DELIVER.size
+assert _DELIVER.size == DELIVER_HEADER_BYTES
 _SETTLE: Final = Struct("<II")
 _RUN: Final = Struct("<QQI")
 _SPAN: Final = Struct("<QI")
@@ -119,8 +132,8 @@ def read_settlement(data: bytes) -> Settlement:
     a, cause = _SETTLE.unpack_from(data)
     ranges: list[Run] = list(_RUN.iter_unpack(data[_SETTLE.size :]))
     for run in ranges:
-        _, first, count = run
-        if not count or first + count > 1 << 63:
+        number, first, count = run
+        if number >= NUMBER_END or not count or first + count > NUMBER_END:
             raise _bad("ACK", run)
     if cause not in (Cause.RETURNED, Cause.FAILED):
         raise _bad("ACK", cause)
@@ -140,6 +153,10 @@ def read_settled(data: bytes) -> Settled:
     spans: list[Span] = list(_SPAN.iter_unpack(data[_SETTLE.size :]))
     if already > len(spans):
         raise _bad("SETTLED", already)
+    for span in spans:
+        first, count = span
+        if not count or first + count > NUMBER_END:
+            raise _bad("SETTLED", span)
     return Settled(a, spans[:already], spans[already:])
 
 
@@ -175,27 +192,43 @@ def deliver(
 
 
 def read_deliver(data: bytes) -> Delivery:
-    """A DELIVER. Raises `RemoteProtocolError` if its lengths or its table do not fit."""
+    """A DELIVER. Raises `RemoteProtocolError` if its lengths, table or columns do not fit."""
     if len(data) < DELIVER_HEADER_BYTES:
         raise _bad("DELIVER", len(data))
-    (number, first, time_ms, count, base, columns_len, bodies_len, part, flags, batch_flags, _) = (
-        _DELIVER.unpack_from(data)
-    )
+    (
+        number,
+        first,
+        time_ms,
+        count,
+        base,
+        columns_len,
+        bodies_len,
+        part,
+        flags,
+        batch_flags,
+        zero,
+    ) = _DELIVER.unpack_from(data)
     if not 0 < count <= COUNT_MAX:
         raise _bad("DELIVER", count)
-    at = DELIVER_HEADER_BYTES
-    attempts: array[int] | None = None
-    if flags & HAS_ATTEMPTS:
-        attempts = array("H")
-        attempts.frombytes(data[at : at + 2 * count])
-        at += 2 * count
-    columns_at = at + 4 * count
+    if flags & ~_KNOWN_FLAGS or zero:
+        raise _bad("DELIVER", flags)
+    check_flags(batch_flags)
+    if number >= NUMBER_END or first + count > NUMBER_END:
+        raise _bad("DELIVER", (number, first, count))
+    ends_at = DELIVER_HEADER_BYTES + (2 * count if flags & HAS_ATTEMPTS else 0)
+    columns_at = ends_at + 4 * count
     bodies_at = columns_at + columns_len
     if bodies_at + bodies_len != len(data):
         raise _bad("DELIVER", len(data))
-    ends = data[at:columns_at]
-    if int.from_bytes(ends[-4:], "little") - base != bodies_len:
+    ends = data[ends_at:columns_at]
+    table = u32s(ends)
+    if table[0] < base or table[-1] - base != bodies_len or falls(table):
         raise _bad("DELIVER", bodies_len)
+    if bool(batch_flags & HAS_COLUMNS) != bool(columns_len):
+        raise _bad("DELIVER", columns_len)
+    columns = data[columns_at:bodies_at]
+    if columns:
+        check_columns(columns, count)
     return Delivery(
         number,
         first,
@@ -205,9 +238,9 @@ def read_deliver(data: bytes) -> Delivery:
         part,
         flags,
         batch_flags,
-        attempts,
+        u16s(data[DELIVER_HEADER_BYTES:ends_at]) if flags & HAS_ATTEMPTS else None,
         ends,
-        data[columns_at:bodies_at],
+        columns,
         bodies_at,
         data,
     )
