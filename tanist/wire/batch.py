@@ -44,7 +44,6 @@ from tanist.wire.limits import (
     FRAME_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     NUMBER_END,
-    PROPERTIES_BYTES_MAX,
 )
 
 MAGIC: Final = b"TB"
@@ -227,78 +226,15 @@ class Cut:
         self.parts = parts
 
 
-class BatchBuilder:
-    """Collects messages of one kind, and seals them into a batch.
-
-    Args:
-        flags: As `flags_of` makes them; the same for all messages of the batch.
-    """
-
-    __slots__ = ("_bodies", "_distinct", "_distinct_len", "_properties", "bodies_len", "flags")
-
-    def __init__(self, flags: int) -> None:
-        self.flags = flags
-        self.bodies_len = 0
-        self._bodies: list[bytes] = []
-        self._properties: list[bytes] = []
-        self._distinct: set[bytes] = set()
-        self._distinct_len = 0
-
-    @property
-    def count(self) -> int:
-        return len(self._bodies)
-
-    @property
-    def has_properties(self) -> bool:
-        return bool(self._properties)
-
-    def takes(self, body_len: int, *, flags: int, properties: bool) -> bool:
-        """Whether one more message of this size and kind goes in."""
-        if flags != self.flags:
-            return False
-        if not self._bodies:
-            return True
-        return (
-            properties == bool(self._properties)
-            and self.bodies_len + body_len <= BODIES_BYTES_MAX
-            and len(self._bodies) < COUNT_MAX
-            # However large the properties of one more message may be, the batch stays
-            # deliverable; and a run that is cut out of it carries no more than this along.
-            and self._distinct_len <= PROPERTIES_BYTES_MAX
-        )
-
-    def add(self, body: bytes, properties: bytes = b"") -> None:
-        """Add a message. `properties` is a JSON object, or nothing in the whole batch.
-
-        Raises `LocalProtocolError` if the message is too large for any batch.
-        """
-        if len(properties) > PROPERTIES_BYTES_MAX:
-            raise LocalProtocolError(
-                f"properties of {len(properties)} bytes are above the limit of"
-                f" {PROPERTIES_BYTES_MAX}: put large values into the body"
-            )
-        if len(body) + len(properties) > MESSAGE_BYTES_MAX:
-            raise LocalProtocolError(
-                f"a message of {len(body) + len(properties)} bytes is above the limit of"
-                f" {MESSAGE_BYTES_MAX}: send it in pieces"
-            )
-        self._bodies.append(body)
-        self.bodies_len += len(body)
-        if properties:
-            self._properties.append(properties)
-            if properties not in self._distinct:
-                self._distinct.add(properties)
-                self._distinct_len += len(properties)
-
-    def seal(self, *, first_n: int, time_ms: int, in_doubt: bool = False) -> bytes:
-        """The batch's bytes. The builder is not used again."""
-        return seal(
-            self._bodies,
-            self._properties,
-            flags=self.flags | (IN_DOUBT if in_doubt else 0),
-            first_n=first_n,
-            time_ms=time_ms,
-        )
+def seal(self, *, first_n: int, time_ms: int, in_doubt: bool = False) -> bytes:
+    """The batch's bytes. The builder is not used again."""
+    return seal(
+        self._bodies,
+        self._properties,
+        flags=self.flags | (IN_DOUBT if in_doubt else 0),
+        first_n=first_n,
+        time_ms=time_ms,
+    )
 
 
 def seal(

@@ -16,7 +16,6 @@ from tanist.wire.batch import (
     IN_DOUBT,
     PERSISTENT,
     Batch,
-    BatchBuilder,
     flags_of,
     resealed,
     seal,
@@ -55,13 +54,6 @@ def changed(data: bytes, form: str, at: int, value: int) -> bytes:
     copy = bytearray(data)
     pack_into(form, copy, at, value)
     return bytes(copy)
-
-
-def builder_with(*bodies: bytes, properties: bytes = b"") -> BatchBuilder:
-    builder = BatchBuilder(FLAGS)
-    for body in bodies:
-        builder.add(body, properties)
-    return builder
 
 
 # What is sealed, and read again
@@ -124,29 +116,33 @@ def test_every_batch_that_keeps_the_rules_is_read(
 
 
 @given(
-    st.lists(st.tuples(st.binary(max_size=9), st.sampled_from([b"{}", b'{"a":1}', b'{"b":2}']))),
-    st.booleans(),
+    st.lists(
+        st.tuples(st.binary(max_size=9), st.sampled_from([b"{}", b'{"a":1}', b'{"b":2}'])),
+        min_size=1,
+    )
 )
-def test_what_the_builder_seals_is_what_it_was_given(
-    messages: list[tuple[bytes, bytes]], with_properties: bool
-) -> None:
-    # Given messages, all with properties or all without
-    messages = [*messages, (b"last", b"{}")]
-    builder = BatchBuilder(FLAGS)
-    for body, properties in messages:
-        builder.add(body, properties if with_properties else b"")
+def test_properties_that_are_sealed_are_read_again(messages: list[tuple[bytes, bytes]]) -> None:
+    # Given messages with properties
+    bodies, properties = [body for body, _ in messages], [each for _, each in messages]
 
-    # When they are sealed
-    batch = Batch.parse(builder.seal(first_n=1, time_ms=0))
+    # When they are sealed and read
+    batch = Batch.parse(seal(bodies, properties, flags=FLAGS, first_n=1, time_ms=0))
 
     # Then bodies and properties are those, in order
     columns_at = HEADER_BYTES + 4 * batch.count
-    read = read_properties(
-        batch.data[columns_at : columns_at + batch.columns_len] if with_properties else b"",
-        batch.count,
-    )
-    assert bodies_of(batch) == [body for body, _ in messages]
-    assert read == ([properties for _, properties in messages] if with_properties else None)
+    columns = batch.data[columns_at : columns_at + batch.columns_len]
+    assert bodies_of(batch) == bodies
+    assert read_properties(columns, batch.count) == properties
+
+
+def test_the_largest_message_with_the_largest_properties_is_admitted() -> None:
+    # Given a message whose body and properties together are as large as they may be
+    properties = b'{"a":"%s"}' % (b"y" * (PROPERTIES_BYTES_MAX - 8))
+    body = b"x" * (MESSAGE_BYTES_MAX - len(properties))
+
+    # When it is sealed, then it is admitted
+    batch = Batch.parse(seal([body], [properties], flags=FLAGS, first_n=1, time_ms=0))
+    assert batch.size < FRAME_BYTES_MAX
 
 
 # What is refused
@@ -345,81 +341,3 @@ def test_a_batch_that_is_sealed_anew_keeps_all_but_its_numbers(
     assert read.flags & ~IN_DOUBT == batch.flags & ~IN_DOUBT
     assert read.time_ms == batch.time_ms
     assert new[HEADER_BYTES:] == old[HEADER_BYTES:]
-
-
-# The builder
-
-
-def test_the_builder_takes_only_messages_of_its_own_kind() -> None:
-    # Given a builder with a message without properties
-    builder = builder_with(b"a")
-
-    # When others are offered, then one of another lane, or with properties, does not go in
-    assert builder.takes(1, flags=FLAGS, properties=False)
-    assert not builder.takes(1, flags=flags_of(persistent=True), properties=False)
-    assert not builder.takes(1, flags=FLAGS, properties=True)
-
-
-def test_an_empty_builder_does_not_take_a_message_of_another_kind() -> None:
-    # Given a builder that holds nothing yet; when a message of another lane is offered
-    takes = BatchBuilder(FLAGS).takes(1, flags=flags_of(persistent=False, lane=9), properties=True)
-
-    # Then it is not taken: it would be sealed with the builder's flags
-    assert not takes
-
-
-def test_the_builder_is_full_at_64_kib_of_bodies() -> None:
-    # Given a builder with a byte left
-    builder = builder_with(b"x" * (BODIES_BYTES_MAX - 1))
-
-    # When one and two bytes are offered, then only one goes in
-    assert builder.takes(1, flags=FLAGS, properties=False)
-    assert not builder.takes(2, flags=FLAGS, properties=False)
-
-
-def test_the_builder_counts_each_properties_object_once() -> None:
-    # Given many messages with the same properties, and some with their own
-    same = builder_with(*[b"x"] * 600, properties=b'{"a":"%s"}' % (b"y" * 1000))
-    own = BatchBuilder(FLAGS)
-    for i in range(70):
-        own.add(b"x", b'{"a":"%s%d"}' % (b"y" * 1000, i))
-
-    # When one more is offered, then only the first has room for it
-    assert same.takes(1, flags=FLAGS, properties=True)
-    assert not own.takes(1, flags=FLAGS, properties=True)
-
-
-def test_whatever_the_builder_took_is_admitted() -> None:
-    # Given a builder filled with tiny messages whose properties are all different
-    builder = BatchBuilder(FLAGS)
-    while builder.takes(1, flags=FLAGS, properties=True):
-        builder.add(b"x", b'{"a":%d}' % builder.count)
-    builder.add(b"x", b'{"a":"%s"}' % (b"y" * (PROPERTIES_BYTES_MAX - 8)))
-
-    # When it is sealed with one more, whose properties are as large as they may be
-    batch = Batch.parse(builder.seal(first_n=1, time_ms=0))
-
-    # Then it is admitted
-    assert batch.count == builder.count
-
-
-@pytest.mark.parametrize(
-    ("body", "properties"),
-    [
-        (b"x" * (MESSAGE_BYTES_MAX + 1), b""),
-        (b"x" * MESSAGE_BYTES_MAX, b"{}"),
-        (b"", b"x" * (PROPERTIES_BYTES_MAX + 1)),
-    ],
-)
-def test_a_message_that_no_batch_can_hold_is_the_callers_mistake(
-    body: bytes, properties: bytes
-) -> None:
-    # Given a builder
-    builder = BatchBuilder(FLAGS)
-
-    # When a message above the limits is added
-    with pytest.raises(LocalProtocolError, match="above the limit"):
-        builder.add(body, properties)
-
-    # Then it is not in
-    assert builder.count == 0
