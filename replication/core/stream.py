@@ -1,0 +1,611 @@
+"""One node's copy of one stream, in whatever role.
+
+Theory of operation
+-------------------
+A stream is a log of ops and the state that they make, held by several nodes. One of them owns
+it and appends; the others follow. The cluster map says who owns it in which epoch, and who is
+in sync; it changes by agreement, and a node learns of it late, or from another node first.
+
+                     map: I am the owner            map, or anybody: a higher epoch
+    (follows, or not) ────────────────────▶ OWNER ─────────────────────────────────┐
+        ▲                                                                          │
+        │  NEWEPOCH, and the log fits: tail cut at the common point                ▼
+        └────────────────────────────────────────────────── (an epoch was seen, nobody followed)
+                                                                                   │
+                       NEWEPOCH, and it does not fit                               ▼
+                       ──────────────────────────▶ filled anew, or WAITING_FOR_TRANSFER
+
+This class decides which role that is, and gives each message to the part that plays it:
+`owner.py`, `shadow.py`; `joining.py` decides whether a log fits.
+
+Rules
+-----
+1. Every epoch is compared with the highest one *seen*, in the map or from an owner, never with
+   the one that is being followed. A lower one is nobody's any more, whoever says it: also the
+   map, when it says that this node is the owner.
+2. First stop giving receipts, then touch the log.
+3. What comes by the group is vouched for by nobody, so it raises no epoch; it is a reason to
+   look at the map.
+4. What is not of this cluster, gen and epoch is dropped without an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from itertools import count
+from typing import Generic, assert_never
+
+from replication.core.clustermap import ClusterMap, StreamEntry
+from replication.core.copy import Copy
+from replication.core.events import Level
+from replication.core.history import begun
+from replication.core.identity import Incarnation
+from replication.core.joining import GoOn, Refill, WaitForTransfer, plan, sound
+from replication.core.machine import Machine, OpT, ResultT
+from replication.core.messages import (
+    Aligned,
+    Invite,
+    Join,
+    Nak,
+    NewEpoch,
+    Receipt,
+    Segments,
+    StreamMessage,
+    Tick,
+    Void,
+)
+from replication.core.owner import ApplyFailed as ApplyFailed, Held as Held, Owner
+from replication.core.seat import Seat
+from replication.core.shadow import Shadow
+from replication.core.stream_events import (
+    Behind,
+    CopyVoid,
+    Dead,
+    Deposed,
+    Distrust,
+    Effect,
+    Event,
+    Fatal,
+    FromGroup,
+    FromPeer,
+    GroupDrained,
+    Joined,
+    Lost,
+    MapChanged,
+    Note,
+    Outcome,
+    Promoted,
+    Send,
+    Wake,
+)
+from replication.core.stream_limits import StreamLimits as StreamLimits
+
+
+class Role(Enum):
+    """What this copy is in the epoch that it knows of."""
+
+    OWNER = "owner"
+    SHADOW = "shadow"  # In sync by the map, though perhaps not yet aligned with the epoch.
+    JOINER = "joiner"  # Follows, and is not in sync.
+    WAITING_FOR_TRANSFER = "waiting for transfer"  # Cannot follow by ops, or is filled anew.
+    VOID = "void"  # Applying failed here; it is no candidate for anything.
+    NONE = "none"
+
+
+class Stream(Generic[OpT, ResultT]):
+    """See the module docstring. The layer above calls the methods of the owner's side only
+    while `role` is OWNER.
+
+    Args:
+        make: An empty machine for a gen.
+        free_bytes: What this node can still take for this stream.
+
+    Attributes:
+        gen: Of the content; 0 until the map, or an owner, says one.
+        epoch_seen: The highest epoch heard of.
+        copy: The copy that counts.
+        counts: How often what is rare happened.
+    """
+
+    def __init__(
+        self,
+        *,
+        sid: int,
+        me: Incarnation,
+        cluster8: bytes,
+        limits: StreamLimits,
+        make: Callable[[int], Machine[OpT, ResultT]],
+        free_bytes: Callable[[], int],
+    ) -> None:
+        assert len(cluster8) == 8
+        self.sid = sid
+        self.epoch_seen = 0
+        self.copy = Copy(0, make(0))
+        self._seat = Seat(sid, me, cluster8, limits, free_bytes)
+        self.counts = self._seat.counts
+        self._me = me
+        self._make = make
+        self._map: ClusterMap | None = None
+        self._ver = 0
+        self._owner: Owner[OpT, ResultT] | None = None
+        self._shadow: Shadow[OpT, ResultT] | None = None
+        self._why = ""
+        self._heard_release = 0
+        self._tokens = count(1)
+        self._receipts = count(1)
+        self._said_fatal = False
+
+    # Facts
+
+    @property
+    def gen(self) -> int:
+        return self.copy.gen
+
+    @property
+    def machine(self) -> Machine[OpT, ResultT]:
+        return self.copy.machine
+
+    @property
+    def role(self) -> Role:
+        if self._owner is not None:
+            return Role.OWNER
+        if self.copy.void:
+            return Role.VOID
+        if self._why:
+            return Role.WAITING_FOR_TRANSFER
+        entry = self._entry
+        if entry is not None and entry.gen == self.gen and self._me in entry.isr:
+            return Role.SHADOW
+        return Role.NONE if self._shadow is None else Role.JOINER
+
+    @property
+    def why(self) -> str:
+        """Why this copy cannot follow; empty if it does, or need not."""
+        return self._why
+
+    @property
+    def epoch(self) -> int:
+        """The ownership that this copy serves or follows; 0: none."""
+        if self._owner is not None:
+            return self._owner.epoch
+        return 0 if self._shadow is None else self._shadow.epoch
+
+    @property
+    def log_end(self) -> int:
+        """Number of the next op."""
+        return self.copy.log.end if self._owner is None else self._owner.log_end
+
+    @property
+    def applied(self) -> int:
+        return self.copy.applied if self._owner is None else self._owner.log_end - 1
+
+    @property
+    def commit(self) -> int:
+        return self.copy.commit if self._owner is None else self._owner.commit
+
+    @property
+    def release(self) -> int:
+        """At the owner: the last op whose effects may leave, in its epoch."""
+        return self._heard_release if self._owner is None else self._owner.release
+
+    @property
+    def heard_release(self) -> int:
+        """At a follower: the highest release that an owner said in a tick."""
+        return self._heard_release
+
+    @property
+    def held(self) -> Held | None:
+        return None if self._owner is None else self._owner.held
+
+    @property
+    def copies(self) -> int:
+        """On how many copies at least what was released last is."""
+        return 0 if self._owner is None else self._owner.copies_released
+
+    @property
+    def need(self) -> tuple[Incarnation, ...]:
+        """At the owner: whose receipts it waits for, this node among them."""
+        return () if self._owner is None else self._owner.need
+
+    @property
+    def joiners(self) -> tuple[Incarnation, ...]:
+        return () if self._owner is None else self._owner.joiners
+
+    @property
+    def first_kept(self) -> int:
+        return self.copy.log.first_kept
+
+    @property
+    def kept_bytes(self) -> int:
+        fresh = self._shadow.copy if self._shadow is not None else self.copy
+        both = self.copy.log.bytes_kept + fresh.log.bytes_kept
+        return both if fresh is not self.copy else self.copy.log.bytes_kept
+
+    def lags(self) -> list[tuple[Incarnation, int]]:
+        """At the owner: how many ops each other copy is behind."""
+        return [] if self._owner is None else self._owner.lags()
+
+    # The owner's side
+
+    def append(self, op: OpT) -> ResultT:
+        """Apply an op, number it, and let it leave with this turn's segment.
+
+        Raises `ApplyFailed` if the machine raised. That is a bug: what this turn appended is
+        not sent, and the next `seal` or `handle` says `Fatal`.
+        """
+        assert self._owner is not None
+        return self._owner.append(op)
+
+    def answer(self, effect: object) -> None:
+        """An effect of the op just appended or, after none was, of the last one of the log.
+
+        It comes back in a `Released` once that op is released, or with this turn if it is.
+        """
+        assert self._owner is not None
+        self._owner.answer(effect)
+
+    def room(self) -> int:
+        """Bytes of publishes that may be appended now. What frees memory need not ask."""
+        return 0 if self._owner is None else self._owner.room()
+
+    def may_deliver(self, now: float) -> bool:
+        """Whether a delivery may be written now; released is not enough. See `Owner`."""
+        return self._owner is not None and self._owner.may_deliver(now)
+
+    def unanswered_since(self) -> float | None:
+        """At the owner: since when somebody that it waits for was not heard; None: nobody."""
+        return None if self._owner is None else self._owner.unanswered_since()
+
+    def seal(self, now: float, outbox: list[Effect]) -> None:
+        """The end of a turn of the loop: what was appended in it is sent."""
+        if self._owner is not None:
+            self._owner.seal(now, outbox)
+            self._say_fatal(self._owner.failed, outbox)
+
+    # Events
+
+    def handle(self, event: Event, now: float, outbox: list[Effect]) -> None:
+        if self._owner is not None:
+            if self._owner.failed:
+                self._say_fatal(self._owner.failed, outbox)
+                return
+            self._owner.turn(now, outbox)
+        match event:
+            case FromGroup():
+                self._from_group(event.message, now, outbox)
+            case FromPeer():
+                self._from_peer(event.member, event.message, now, outbox)
+            case GroupDrained():
+                if self._shadow is not None:
+                    self._shadow.group_drained(now)
+            case Wake():
+                if self._owner is not None:
+                    self._owner.wake(now, outbox)
+                elif self._shadow is not None:
+                    self._shadow.wake(now, outbox)
+            case MapChanged():
+                self._map_changed(event.value, event.ver, now, outbox)
+            case Outcome():
+                assert event.ver <= self._ver, "the map that it led to comes first"
+                if self._owner is not None:
+                    self._owner.outcome(event.token, event.result, now, outbox)
+            case Dead():
+                if self._owner is not None:
+                    self._owner.dead(event.member, now, outbox)
+            case _:
+                assert_never(event)
+
+    def next_deadline(self) -> float | None:
+        if self._owner is not None:
+            return None if self._owner.failed else self._owner.next_deadline()
+        return None if self._shadow is None else self._shadow.next_deadline()
+
+    # The map
+
+    @property
+    def _entry(self) -> StreamEntry | None:
+        return None if self._map is None else self._map.streams.get(self.sid)
+
+    def _map_changed(self, value: ClusterMap, ver: int, now: float, outbox: list[Effect]) -> None:
+        if ver < self._ver:
+            return
+        self._map, self._ver = value, ver
+        entry = self._entry
+        if entry is None or entry.epoch < self.epoch_seen:
+            return
+        if entry.epoch > self.epoch_seen:
+            self._see(entry.gen, entry.epoch, outbox)
+        if self._owner is not None:
+            self._owner.map_changed(value, now, outbox)
+        elif entry.owner == self._me:
+            self._promote(entry, value, now, outbox)
+
+    def _see(self, gen: int, epoch: int, outbox: list[Effect]) -> None:
+        """There is a higher epoch. From now on nobody is served, followed or confirmed to."""
+        assert epoch > self.epoch_seen
+        self.epoch_seen = epoch
+        self._shadow = None
+        self._why = ""
+        if self._owner is not None:
+            self._owner.end()
+            outbox.append(Deposed(self.sid, self._owner.epoch))
+            self._owner = None
+        if gen > self.gen:
+            if self.gen:
+                outbox.append(Lost(self.sid, gen))
+            self.copy = Copy(gen, self._make(gen))
+            self._heard_release = 0
+
+    # Promotion
+
+    def _promote(
+        self, entry: StreamEntry, value: ClusterMap, now: float, outbox: list[Effect]
+    ) -> None:
+        assert self.gen == entry.gen
+        # First no receipts for the epoch before, then the end of the log is what it is.
+        self._shadow = None
+        self._why = ""
+        copy = self.copy
+        adopted = copy.log.end - 1 - copy.applied
+        if not copy.void:
+            self._apply(copy, copy.log.end - 1, outbox)
+        if copy.void:
+            self._say_fatal(f"stream {self.sid} was taken over by a void copy", outbox)
+            return
+        copy.history = begun(
+            copy.history, epoch=entry.epoch, log_end=copy.log.end, chain=copy.log.chain
+        )
+        self._owner = Owner(
+            self._seat, copy, epoch=entry.epoch, value=value, tokens=self._tokens, now=now
+        )
+        self.counts["promoted"] += 1
+        self.counts["adopted"] += adopted
+        outbox.append(Promoted(self.sid, self.gen, entry.epoch, adopted))
+        self._owner.begin(now, outbox)
+
+    # Messages
+
+    def _from_group(self, message: StreamMessage, now: float, outbox: list[Effect]) -> None:
+        if message.cluster8 != self._seat.cluster8:
+            self.counts["of another cluster"] += 1
+            return
+        if message.epoch > self.epoch_seen:
+            outbox.append(Behind(self.sid, message.epoch))
+            return
+        shadow = self._shadow
+        if (
+            shadow is None
+            or message.epoch != shadow.epoch
+            or message.epoch < self.epoch_seen
+            or message.inc != shadow.owner.inc
+            or message.gen != self.gen
+        ):
+            self.counts["of another epoch"] += 1
+            return
+        if isinstance(message, Segments):
+            shadow.receive(message, now, outbox, by_link=False)
+        elif isinstance(message, Tick):
+            shadow.tick(message, now, outbox, by_link=False)
+        self._after_shadow(shadow, now, outbox)
+
+    def _from_peer(
+        self, member: Incarnation, message: StreamMessage, now: float, outbox: list[Effect]
+    ) -> None:
+        if message.cluster8 != self._seat.cluster8 or message.inc != member.inc:
+            self.counts["of another cluster"] += 1
+            return
+        if message.epoch < self.epoch_seen:
+            self.counts["of another epoch"] += 1
+            return
+        if message.epoch > self.epoch_seen:
+            outbox.append(Behind(self.sid, message.epoch))
+            if not isinstance(message, NewEpoch | Invite | Segments | Tick):
+                return  # No owner's word.
+            self._see(message.gen, message.epoch, outbox)
+        if message.gen != self.gen:
+            self.counts["of another epoch"] += 1
+            return
+        match message:
+            case Segments() | Tick():
+                self._from_owner(member, message, now, outbox)
+            case NewEpoch() | Invite():
+                if self._owner is not None:
+                    sentence = f"{member} says that it owns stream {self.sid}, which is mine"
+                    outbox.append(Distrust(self.sid, member, sentence))
+                elif isinstance(message, Invite):
+                    self._offer(member, "", outbox)
+                else:
+                    self._follow(member, message, now, outbox)
+            case Receipt() | Nak() | Join() | Aligned() | Void():
+                if self._owner is not None:
+                    self._to_owner(self._owner, member, message, now, outbox)
+            case _:
+                assert_never(message)
+
+    def _from_owner(
+        self, member: Incarnation, message: Segments | Tick, now: float, outbox: list[Effect]
+    ) -> None:
+        shadow = self._shadow
+        if shadow is None or member != shadow.owner:
+            return
+        assert shadow.epoch == message.epoch
+        if isinstance(message, Segments):
+            shadow.receive(message, now, outbox, by_link=True)
+        else:
+            shadow.tick(message, now, outbox, by_link=True)
+        self._after_shadow(shadow, now, outbox)
+
+    def _to_owner(
+        self,
+        owner: Owner[OpT, ResultT],
+        member: Incarnation,
+        message: Receipt | Nak | Join | Aligned | Void,
+        now: float,
+        outbox: list[Effect],
+    ) -> None:
+        match message:
+            case Receipt():
+                owner.received(member, message, now, outbox)
+            case Nak():
+                owner.asked(member, message, now, outbox)
+            case Join():
+                owner.joined(member, message, now, outbox)
+            case Aligned():
+                owner.aligned(member, message, now, outbox)
+            case Void():
+                owner.is_void(member, now, outbox)
+            case _:
+                assert_never(message)
+
+    # Following
+
+    def _offer(self, owner: Incarnation, why: str, outbox: list[Effect]) -> None:
+        copy = self.copy
+        join = Join(
+            *self._seat.head(self.gen, self.epoch_seen),
+            copy.history,
+            copy.log.end,
+            copy.applied,
+            why,
+        )
+        outbox.append(Send(owner, join))
+
+    def _follow(
+        self, owner: Incarnation, offer: NewEpoch, now: float, outbox: list[Effect]
+    ) -> None:
+        shadow = self._shadow
+        if not sound(offer) or (shadow is not None and shadow.owner != owner):
+            sentence = f"{owner} says what no owner of stream {self.sid} can say"
+            outbox.append(Distrust(self.sid, owner, sentence))
+            return
+        if shadow is not None:
+            if shadow.copy.log.end >= offer.first_kept:
+                # It was told before. Nothing is cut a second time: this copy may be ahead
+                # of what the owner had when it wrote that.
+                if shadow.fill_end:
+                    self._offer(owner, self._why, outbox)
+                else:
+                    self._say_aligned(shadow, now, outbox)
+                return
+            # What is missing is not kept any more.
+            self._shadow = None
+        step = plan(self.copy, offer)
+        match step:
+            case GoOn():
+                cut = self.copy.cut(step.common)
+                self.counts["cut"] += cut
+                if cut:
+                    self.counts["cuts"] += 1
+                self.copy.history = offer.history
+                self._why = ""
+                self._begin_shadow(owner, self.copy, offer, now, fill_end=0)
+                assert self._shadow is not None
+                self._say_aligned(self._shadow, now, outbox)
+            case Refill():
+                fresh = Copy(self.gen, self._make(self.gen))
+                fresh.history = offer.history
+                self._why = f"is filled anew: {step.why}"
+                self.counts["refills"] += 1
+                self._begin_shadow(owner, fresh, offer, now, fill_end=offer.log_end)
+                self._offer(owner, self._why, outbox)
+                assert self._shadow is not None
+                self._after_shadow(self._shadow, now, outbox)
+            case WaitForTransfer():
+                if self._why != step.why:
+                    self.counts["waits for transfer"] += 1
+                    outbox.append(
+                        Note(
+                            Level.WARNING,
+                            "a copy waits for transfer",
+                            {"sid": self.sid, "why": step.why},
+                        )
+                    )
+                self._why = step.why
+                self._offer(owner, self._why, outbox)
+            case _:
+                assert_never(step)
+
+    def _begin_shadow(
+        self,
+        owner: Incarnation,
+        copy: Copy[OpT, ResultT],
+        offer: NewEpoch,
+        now: float,
+        *,
+        fill_end: int,
+    ) -> None:
+        self._shadow = Shadow(
+            self._seat,
+            copy,
+            owner=owner,
+            epoch=offer.epoch,
+            known_end=offer.log_end,
+            fill_end=fill_end,
+            numbers=self._receipts,
+            now=now,
+        )
+
+    def _say_aligned(self, shadow: Shadow[OpT, ResultT], now: float, outbox: list[Effect]) -> None:
+        copy = shadow.copy
+        head = self._seat.head(self.gen, shadow.epoch)
+        outbox.append(Send(shadow.owner, Aligned(*head, copy.log.end - 1, copy.applied)))
+        outbox.append(Joined(self.sid, self.gen, shadow.epoch))
+        shadow.send_receipt(now, outbox)
+
+    def _after_shadow(self, shadow: Shadow[OpT, ResultT], now: float, outbox: list[Effect]) -> None:
+        """What was received may have been applied, may not fit, or may be the last that lacked."""
+        copy = shadow.copy
+        self._apply(copy, min(copy.commit, copy.log.end - 1), outbox)
+        self._heard_release = max(self._heard_release, shadow.release)
+        if copy.unfit:
+            self._shadow = None
+            if copy is self.copy:
+                self._why = copy.unfit
+                outbox.append(
+                    Note(Level.ERROR, "a copy does not fit", {"sid": self.sid, "why": copy.unfit})
+                )
+                self._offer(shadow.owner, copy.unfit, outbox)
+        elif copy.void:
+            self._shadow = None
+            if copy is self.copy:
+                void = Void(*self._seat.head(self.gen, shadow.epoch))
+                outbox.append(Send(shadow.owner, void))
+        elif shadow.fill_end and not shadow.filling:
+            # Nothing can have been released without this copy's receipts, if it is in sync:
+            # so the fresh one has all that the old one may be needed for.
+            shadow.fill_end = 0
+            self.copy = copy
+            self._why = ""
+            self.counts["refilled"] += 1
+            self._say_aligned(shadow, now, outbox)
+
+    def _apply(self, copy: Copy[OpT, ResultT], seq: int, outbox: list[Effect]) -> None:
+        try:
+            copy.apply_through(seq)
+        # Whatever the machine raises is a bug in it, and makes the copy worthless.
+        except Exception as error:
+            copy.void = True
+            sentence = f"applying an op after {copy.applied} of stream {self.sid} failed: {error!r}"
+            outbox.append(Note(Level.ERROR, "a copy is void", {"sid": self.sid, "why": sentence}))
+            if copy is self.copy:
+                outbox.append(CopyVoid(self.sid, sentence))
+
+    def _say_fatal(self, sentence: str, outbox: list[Effect]) -> None:
+        if sentence and not self._said_fatal:
+            self._said_fatal = True
+            outbox.append(Fatal(self.sid, sentence))
+
+    def check(self) -> None:
+        """Verify every invariant. For tests and simulation; `O(segments)`."""
+        self.copy.check()
+        assert self._owner is None or self._shadow is None, "one role at a time"
+        if self._owner is not None:
+            assert self._owner.copy is self.copy
+            assert self._owner.epoch == self.epoch_seen
+            self._owner.check()
+        if self._shadow is not None:
+            assert self._shadow.epoch == self.epoch_seen
+            assert (self._shadow.copy is self.copy) == (self._shadow.fill_end == 0)
+            assert not self._shadow.copy.void
+            self._shadow.check()
