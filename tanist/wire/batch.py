@@ -226,17 +226,6 @@ class Cut:
         self.parts = parts
 
 
-def seal(self, *, first_n: int, time_ms: int, in_doubt: bool = False) -> bytes:
-    """The batch's bytes. The builder is not used again."""
-    return seal(
-        self._bodies,
-        self._properties,
-        flags=self.flags | (IN_DOUBT if in_doubt else 0),
-        first_n=first_n,
-        time_ms=time_ms,
-    )
-
-
 def seal(
     bodies: list[bytes], properties: list[bytes], *, flags: int, first_n: int, time_ms: int
 ) -> bytes:
