@@ -194,6 +194,17 @@ class Links:
         self._dead.discard(who)
         self._life_at.pop(who, None)
 
+    def close(
+        self, who: Incarnation, now: float, outbox: list[PeerEffect]
+    ) -> list[LinkNews]:
+        """What this peer says is not to be trusted: close its link, if it has one."""
+        news: list[LinkNews] = []
+        peer = self._peers.get(who.node)
+        if peer is not None and peer.link is not None and self._links[peer.link].who == who:
+            outbox.append(PeerClose(peer.link))
+            self._lost(peer.link, now, outbox, news)
+        return news
+
     def write(self, who: Incarnation, frame: tuple[Part, ...]) -> PeerWrite | None:
         """The write that carries this frame to `who`; None if there is no link to it now."""
         peer = self._peers.get(who.node)
