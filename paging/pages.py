@@ -315,7 +315,9 @@ class Pages:
             return self._recent, self._recent_first
         page = self._tail
         if offset < page.first:
-            page = self._sealed[next(self._sealed.irange(None, offset, reverse=True))]
+            at = next(self._sealed.irange(None, offset, reverse=True), None)
+            assert at is not None, "no page has that message"
+            page = self._sealed[at]
         assert page.first <= offset < page.end, "no page has that message"
         batch, first = page.find(offset)
         self._recent, self._recent_first, self._recent_end = batch, first, first + batch.count
@@ -374,7 +376,8 @@ class Pages:
             if first <= page.first and page.end <= end:
                 freed += page.bytes  # All of it, so nobody has to look inside.
                 del sealed[page.first]
-            elif first < page.end:
+            else:
+                assert first < page.end, "dropped twice"
                 freed += page.drop(max(first, page.first), min(end, page.end))
                 if not page.live:
                     del sealed[page.first]

@@ -159,6 +159,17 @@ def test_a_message_that_was_dropped_is_not_dropped_again() -> None:
         pages.drop(Range(0, 2))
 
 
+def test_a_message_of_a_page_that_is_gone_is_not_dropped_again() -> None:
+    # Given three sealed pages, of which the middle one is gone
+    pages = Pages(page_bytes=100)
+    filled(pages, 3)
+    pages.drop(Range(1, 2))
+
+    # When its message is dropped once more, then that is a mistake
+    with pytest.raises(AssertionError):
+        pages.drop(Range(1, 2))
+
+
 def test_a_freed_batch_is_not_handed_out_from_what_was_read_last() -> None:
     # Given a batch that was read and then dropped, before another one
     pages = Pages()
