@@ -125,7 +125,7 @@ class Catalog:
         assert self._by_id == {queue.id: queue for queue in self._by_name.values()}
         assert not self._deleted & self._by_id.keys()
         for queue_id in self._by_id:
-            assert queue_id != self._next_id()
+            assert queue_id < self._next_id(), "an id that will be given again"
         assert all(queue_id >> GEN_SHIFT != self.gen for queue_id in self._deleted)
 
     # Questions

@@ -108,7 +108,7 @@ class _Leg:
 
 
 class _Queue:
-    __slots__ = ("full", "id", "idle", "robin", "told", "told_lately", "told_more")
+    __slots__ = ("full", "id", "idle", "robin", "told", "told_lately")
 
     def __init__(self, queue_id: int) -> None:
         self.id = queue_id
@@ -116,8 +116,7 @@ class _Queue:
         self.idle: OrderedDict[int, _Leg] = OrderedDict()
         self.full: OrderedDict[int, _Leg] = OrderedDict()
         self.told: OrderedDict[int, _Leg] = OrderedDict()
-        self.told_lately = 0  # Since it began to wait, and they gave no credit yet.
-        self.told_more = 0  # How many may be told beyond one for each message.
+        self.told_lately = 0  # Of whom credit is still hoped for.
 
     @property
     def has_legs(self) -> bool:
@@ -182,7 +181,6 @@ class Dispatcher:
         if entry.place is queue.told:
             # READY ends with any credit that comes; and while it comes, nobody else is asked.
             queue.told_lately = max(0, queue.told_lately - 1)
-            queue.told_more = 0
             self._waiting.pop(queue, None)
             entry.move(queue.idle)
         self._find_place(entry)
@@ -288,7 +286,7 @@ class Dispatcher:
             if now < deadline:
                 break
             del self._waiting[queue]
-            queue.told_more += self._ready(queue)
+            queue.told_lately = 0  # They are busy, and will give credit when they are not.
             self._tell(queue, now, legs)
         return legs
 
@@ -320,11 +318,11 @@ class Dispatcher:
     def _tell(self, queue: _Queue, now: float, legs: list[int]) -> None:
         ready = self._ready(queue)
         if queue.robin or not ready:
-            # It does not wait. Whoever is told and gave no credit will, when it can.
-            queue.told_lately = queue.told_more = 0
+            # It does not wait any more.
+            queue.told_lately = 0
             self._waiting.pop(queue, None)
             return
-        while queue.idle and queue.told_lately < ready + queue.told_more:
+        while queue.idle and queue.told_lately < ready:
             leg, entry = next(iter(queue.idle.items()))
             entry.move(queue.told)
             queue.told_lately += 1
