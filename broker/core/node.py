@@ -183,11 +183,6 @@ class Node:
 
     # What happens
 
-    def start(self, now: float, outbox: list[Effect]) -> None:
-        """Begin to look for the others. Once, before anything else."""
-        self._started = True
-        self._member(lambda peers: self.member.start(now, peers), now, outbox)
-
     def handle(self, event: Event, now: float, outbox: list[Effect]) -> None:
         match event:
             case ClientData():
@@ -210,8 +205,6 @@ class Node:
         self._member(lambda peers: self.member.end_turn(now, peers), now, outbox)
 
     def next_deadline(self) -> float | None:
-        if not self._started:
-            return None
         deadlines = [
             self._sweep_at,
             self.member.next_deadline(),
@@ -719,6 +712,10 @@ class Node:
     # Time
 
     def _wake(self, now: float, outbox: list[Effect]) -> None:
+        if not self._started:
+            # The first of all events: now the others are looked for.
+            self._started = True
+            self._member(lambda peers: self.member.start(now, peers), now, outbox)
         self._member(lambda peers: self.member.handle(Wake(), now, peers), now, outbox)
         for desk in self.desks.values():
             at = desk.next_deadline()

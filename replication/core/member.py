@@ -372,11 +372,11 @@ class Member:
                 case VerSeen():
                     self.register.heard_ver(item.node, item.ver, now, self._register_outbox)
                 case Died():
-                    outbox.append(Log(Level.WARNING, "a node died", {"node": str(item.who)}))
+                    outbox.append(Log(Level.WARNING, "a node died", {"peer": str(item.who)}))
                     for sid, stream in self.streams.items():
                         stream.handle(stream_says.Dead(item.who), now, self._outbox_of(sid))
                 case LinkUp():
-                    outbox.append(Log(Level.INFO, "linked to a node", {"node": str(item.who)}))
+                    outbox.append(Log(Level.INFO, "linked to a node", {"peer": str(item.who)}))
                 case LinkDown():
                     outbox.append(
                         Log(Level.INFO, "lost the link to a node", {"node": str(item.who)})
