@@ -379,7 +379,7 @@ class Member:
                     outbox.append(Log(Level.INFO, "linked to a node", {"peer": str(item.who)}))
                 case LinkDown():
                     outbox.append(
-                        Log(Level.INFO, "lost the link to a node", {"node": str(item.who)})
+                        Log(Level.INFO, "lost the link to a node", {"peer": str(item.who)})
                     )
                 case Namesake():
                     outbox.append(Exit(1, _namesake(item.who)))

@@ -350,7 +350,7 @@ class Owner(Generic[OpT, ResultT]):
                     Note(
                         Level.WARNING,
                         "a copy does not follow",
-                        {"sid": self._sid, "node": str(who), "why": message.why},
+                        {"sid": self._sid, "peer": str(who), "why": message.why},
                     )
                 )
             backup.why = message.why

@@ -107,7 +107,8 @@ class Shadow(Generic[OpT, ResultT]):
             if message.repair and self._ahead:
                 self._forget_repaired()
             self._progressed(now)
-            self._confirm(now, outbox)
+            # Nothing else was under way when this was sent: somebody waits for just this.
+            self._confirm(now, outbox, was_idle=message.commit >= end_before - 1)
         elif self._group_is_empty:
             self._watch_gap(now)
         copy.commit = max(copy.commit, message.commit)
@@ -204,9 +205,9 @@ class Shadow(Generic[OpT, ResultT]):
 
     # Receipts
 
-    def _confirm(self, now: float, outbox: list[Effect]) -> None:
+    def _confirm(self, now: float, outbox: list[Effect], *, was_idle: bool) -> None:
         due_at = self._receipt_sent_at + self._limits.receipt_s
-        if now >= due_at or self._unreceipted_bytes >= self._limits.receipt_bytes:
+        if was_idle or now >= due_at or self._unreceipted_bytes >= self._limits.receipt_bytes:
             self.send_receipt(now, outbox)
         elif self._receipt_at is None:
             self._receipt_at = due_at
