@@ -25,6 +25,8 @@ class ClientListener:
         self._numbers = count(1)  # Never used again: a late effect hits nobody.
         self._server: asyncio.Server | None = None
         self.connections: dict[int, Connection] = {}
+        host, port = bound.getsockname()[:2]
+        self.address = f"{host}:{port}"
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()

@@ -274,7 +274,7 @@ class Shell:
                 case GroupLeave():
                     roads.group.leave(effect.node)
                 case ListenForClients():
-                    self._tasks.create_task(roads.clients.open())
+                    self._tasks.create_task(self._listen())
                 case Log():
                     self._logs.write(effect.level, effect.event, effect.fields)
                 case Exit():
@@ -290,6 +290,10 @@ class Shell:
         for connection in closing:
             if connection is not None:
                 connection.close()
+
+    async def _listen(self) -> None:
+        await self._roads.clients.open()
+        self._logs.write(Level.INFO, "serves clients", {"at": self._roads.clients.address})
 
     def _cut_the_deaf(
         self, written: Iterable[int], connections: dict[int, Connection], bytes_max: int

@@ -1,0 +1,172 @@
+"""Composition: the one place that knows all concrete classes of a node."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import random
+import resource
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from broker.config import Config, host_and_port, node_settings
+from broker.core.node import Node
+from broker.core.settings import NodeSettings
+from broker.runtime.client_listener import ClientListener
+from broker.runtime.connection import bound_socket
+from broker.runtime.logs import Logs
+from broker.runtime.peer_links import PeerLinks
+from broker.runtime.shell import Roads, Shell
+from broker.runtime.store import Store
+from replication.core.events import Level
+from replication.core.identity import Incarnation
+from replication.core.member import digest
+from replication.groups.tcp import TcpGroup
+from replication.slotfile import SlotFile
+
+SEGMENT_BYTES: Final = 64 << 10
+"""The group counts frames where a stream's window counts bytes; a full frame is a segment."""
+
+
+class StartError(Exception):
+    """The node cannot start here and now. The text is for the operator."""
+
+
+def run_node(config: Config, logs: Logs, *, plain_asyncio: bool, with_parent: bool) -> int:
+    """Run one node until it ends. Returns the exit code.
+
+    Raises `StartError` if it cannot start here, and `SlotFileDamaged`.
+
+    Args:
+        plain_asyncio: Use the loop of the standard library.
+        with_parent: End when standard input does, as when whoever started us is gone.
+    """
+    factory = asyncio.new_event_loop if plain_asyncio else uvloop.new_event_loop
+    with ExitStack() as held:
+        directory = held.enter_context(_own_directory(Path(config.node.dir)))
+        sockets = [
+            held.enter_context(_own_address(f"listen.{key}", getattr(config.listen, key)))
+            for key in ("clients", "peers")
+        ]
+        _allow_many_sockets()
+        slots = SlotFile(directory / "vote")
+        held.callback(slots.close)
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(_run(node_settings(config), logs, sockets, slots, with_parent))
+
+
+async def _run(
+    settings: NodeSettings,
+    logs: Logs,
+    sockets: list[socket.socket],
+    slots: SlotFile,
+    with_parent: bool,
+) -> int:
+    core = Node(
+        settings,
+        me=Incarnation(settings.name, secrets.randbits(62)),
+        acceptor_inc=secrets.randbits(62),
+        saved=slots.state,
+        draw=random.SystemRandom().random,
+    )
+    shell = Shell(core, logs, settings.limits)
+    _hear_of_failures(shell, logs)
+    _hear_the_operator(shell, with_parent=with_parent)
+    clients, peers = sockets
+    try:
+        group = TcpGroup(
+            settings.group_address,
+            prefix=digest(settings.cluster.encode())[:8],
+            frames_max=max(1, settings.limits.window_bytes // SEGMENT_BYTES),
+            on_ready=shell.group_ready,
+        )
+    except OSError as error:
+        raise _taken("listen.group", settings.group_address, error) from error
+    return await shell.run(
+        Roads(
+            clients=ClientListener(clients, shell.feed),
+            peers=PeerLinks(peers, shell.feed_peer),
+            group=group,
+            store=Store(slots.write, shell.feed),
+        )
+    )
+
+
+def _hear_of_failures(shell: Shell, logs: Logs) -> None:
+    # asyncio alone would log what nobody catches, and go on.
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # Any: asyncio says of each key what it is, in prose.
+        error = context.get("exception")
+        if error is None or isinstance(error, OSError):
+            # The world's doing, such as too many open files while a client is accepted.
+            logs.write(Level.WARNING, context["message"], {"why": str(error or "")})
+        else:
+            shell.broke(error)
+
+    asyncio.get_running_loop().set_exception_handler(handle)
+
+
+def _hear_the_operator(shell: Shell, *, with_parent: bool) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, shell.stop)
+    if with_parent:
+        parent = sys.stdin.fileno()
+
+        def heard() -> None:
+            if not os.read(parent, 4096):
+                loop.remove_reader(parent)
+                shell.stop()
+
+        loop.add_reader(parent, heard)
+
+
+@contextmanager
+def _own_directory(directory: Path) -> Iterator[Path]:
+    """The node's directory, which no other process may use at the same time."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StartError(f"node.dir: {directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StartError(
+            f"node.dir: {directory} belongs to a node that is running; give each its own"
+        ) from None
+    try:
+        yield directory
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _own_address(key: str, address: str) -> Iterator[socket.socket]:
+    try:
+        bound = bound_socket(*host_and_port(address))
+    except OSError as error:
+        raise _taken(key, address, error) from error
+    with bound:
+        yield bound
+
+
+def _taken(key: str, address: str, error: OSError) -> StartError:
+    return StartError(
+        f"{key}: {address} cannot be had ({error.strerror}): is another node running there?"
+    )
+
+
+def _allow_many_sockets() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

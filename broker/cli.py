@@ -1,0 +1,58 @@
+"""The command line: `tanist`.
+
+Exit codes: 0, done; 1, failed; 2, the command line or a node's file is wrong; 3, no node
+answers; 4, refused. A node that ends by a bug of its own: 70.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+
+import click
+
+from broker.commands.config import config, init
+from broker.commands.dev import dev
+from broker.commands.run import run
+from broker.commands.terminal import fail, json_option
+from tanist.errors import BrokenError, ConfigError, Error, RefusedError
+
+FAILED, USAGE, NO_NODE, REFUSED = 1, 2, 3, 4
+
+
+class Commands(click.Group):
+    """Turns errors into sentences and exit codes, for all commands."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise fail(str(error), code=USAGE) from None
+        except RefusedError as error:
+            raise fail(str(error), code=REFUSED) from None
+        except BrokenError as error:
+            raise fail(f"{error}\nis a node running there? tanist status", code=NO_NODE) from None
+        except Error as error:
+            raise fail(str(error), code=FAILED) from None
+        except BrokenPipeError:
+            # Whoever read our output has seen enough. Python must not find out at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(FAILED) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("tanist"), prog_name="tanist")
+@json_option
+def main() -> None:
+    """Tanist, a message broker whose backups already hold every message.
+
+    Try it:  tanist dev --nodes 3
+    """
+
+
+for command in (run, init, dev, config):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

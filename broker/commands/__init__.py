@@ -1,0 +1,1 @@
+"""The commands of `tanist`, one file for each group of them."""
