@@ -594,3 +594,38 @@ def test_a_purge_ends_the_waiting() -> None:
     # Then nobody is
     assert office.dispatcher.ready_legs(READY_AGAIN_S) == []
     assert office.dispatcher.next_deadline() is None
+
+
+def test_credit_from_one_who_was_told_puts_off_that_others_are() -> None:
+    # Given three legs and two messages, of which two legs were told
+    office = Office()
+    for leg in (1, 2, 3):
+        office.add_leg(leg)
+    office.publish(b"a", b"b")
+    office.dispatcher.ready_legs(0.0)
+
+    # When one of them gives credit for one message, a little later
+    office.dispatcher.credit(1, 1, PLENTY)
+    office.plan()
+    told = office.dispatcher.ready_legs(0.02)
+
+    # Then the 50 ms begin again
+    assert told == []
+    assert office.dispatcher.next_deadline() == 0.02 + READY_AGAIN_S
+
+
+def test_no_time_is_set_once_nothing_waits() -> None:
+    # Given a message of which one of two legs was told
+    office = Office()
+    office.add_leg(1)
+    office.add_leg(2)
+    office.publish(b"a")
+    office.dispatcher.ready_legs(0.0)
+
+    # When the other one takes it
+    office.dispatcher.credit(2, 1, PLENTY)
+    office.plan()
+    office.dispatcher.ready_legs(0.001)
+
+    # Then there is nothing to wake up for
+    assert office.dispatcher.next_deadline() is None
