@@ -186,8 +186,7 @@ class Register:
             case Persisted():
                 self.acceptor.persisted(event.token, effects)
             case Wake():
-                if self.bootstrap is not None:
-                    self.bootstrap.wake(now, effects)
+                self._ask_around(now, effects)
                 self.proposer.wake(now, effects)
             case _:
                 assert_never(event)
@@ -301,6 +300,17 @@ class Register:
             )
             return
         self._learn(reply.ballot, reply.value, now, outbox)
+
+    def _ask_around(self, now: float, outbox: list[Effect]) -> None:
+        if self.bootstrap is None or now < self.bootstrap.next_deadline():
+            return
+        stored = self._stored()
+        if stored is not None and stored.ver > 0:
+            # Somebody heard all acknowledge, proposed version 1, and was not heard of again.
+            # Perhaps nobody knows whether it is committed: a round of one's own will tell.
+            self._form(now, outbox)
+        else:
+            self.bootstrap.wake(now, outbox)
 
     def _form(self, now: float, outbox: list[Effect]) -> None:
         stored = self._stored()

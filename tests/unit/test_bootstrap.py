@@ -11,7 +11,7 @@ from replication.core.acceptor import decode_vote
 from replication.core.bootstrap import HELLO_S
 from replication.core.changes import DONE, NodeUp
 from replication.core.clustermap import NodeState, Settings
-from replication.core.identity import Incarnation
+from replication.core.identity import NO_BALLOT, Incarnation
 from replication.core.register import Register
 from replication.core.register_effects import (
     Changed,
@@ -27,7 +27,7 @@ from replication.core.register_effects import (
     Send,
     Wake,
 )
-from replication.core.register_messages import Init, LearnedMsg, Pull, RegisterMessage
+from replication.core.register_messages import Accepted, Init, LearnedMsg, Pull, RegisterMessage
 from tanist.errors import ConfigError
 
 
@@ -240,6 +240,35 @@ def test_version_0_is_finished_by_whoever_sees_it() -> None:
     assert {register.cluster_id for register in nodes.registers.values()} == {begun}
     assert {register.ver for register in nodes.registers.values()} == {1}
     assert len(set(nodes.inits())) > 1
+
+
+def test_version_1_is_finished_by_who_stored_it_if_who_proposed_it_forgot() -> None:
+    # Given version 1, stored by b and c, while a crashed before it stored or learned anything
+    nodes = Nodes()
+    nodes.lost = lambda message: isinstance(message, Accepted | LearnedMsg)
+    for name in "abc":
+        nodes.start(name)
+    execute = nodes.execute
+
+    def forgetful(name: str, outbox: list[Effect]) -> None:
+        beyond = [
+            e for e in outbox if isinstance(e, Persist) and decode_vote(e.blob).promised.round
+        ]
+        execute(name, [e for e in outbox if name != "a" or e not in beyond])
+
+    nodes.execute = forgetful  # type: ignore[method-assign]  # The disk is the test's.
+    nodes.run(seconds=0.1)
+    nodes.stop("a")
+    assert decode_vote(nodes.files["a"]).accepted == NO_BALLOT
+    assert decode_vote(nodes.files["b"]).accepted != NO_BALLOT
+
+    # When it comes back, and nobody has anything to ask for
+    nodes.execute = execute  # type: ignore[method-assign]
+    nodes.lost = lambda _: False
+    nodes.start_all("a")
+
+    # Then version 1 is known to all
+    assert {register.ver for register in nodes.registers.values()} == {1}
 
 
 def test_a_node_with_its_file_goes_on_as_the_acceptor_that_it_was() -> None:
