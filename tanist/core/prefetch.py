@@ -1,0 +1,136 @@
+"""How a consumer's prefetch is shared by its legs.
+
+    free = prefetch - allowed and not yet delivered - held
+
+Each leg has a standing share, prefetch / (2 x legs), rounded down: what arrives there comes
+at once. The rest goes to legs that said READY, taking turns. If nothing is free and a leg
+has been READY for 20 ms, the leg that has been idle for longest is asked for its credit
+back: with a prefetch of one, that is how five legs share it.
+
+Both messages and bytes are counted; credit is of use with some of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tanist.core.events import Effect
+from tanist.core.leg import Leg
+from tanist.core.settings import READY_S
+
+_GRANT_SHARE = 8
+"""READY legs are given credit when an eighth of the prefetch is free, or nothing is buffered:
+else a consumer that acks one at a time would be sent one at a time."""
+
+
+class Prefetch:
+    """The sharing for one consumer.
+
+    Attributes:
+        wanted: Whether the application takes messages at all; if not, nothing is granted.
+    """
+
+    def __init__(self, *, messages_max: int, bytes_max: int) -> None:
+        assert messages_max > 0
+        assert bytes_max > 0
+        self.messages_max = messages_max
+        self.bytes_max = bytes_max
+        self.wanted = True
+        self._turn = 0
+        self._starving = False
+
+    def balance(
+        self,
+        legs: Sequence[Leg],
+        *,
+        held_messages: int,
+        held_bytes: int,
+        buffered: bool,
+        now: float,
+        outbox: list[Effect],
+    ) -> None:
+        """Give credit, or call some back. `legs`: those that are open."""
+        self._starving = False
+        if not self.wanted or not legs:
+            return
+        free_messages = self.messages_max - held_messages
+        free_bytes = self.bytes_max - held_bytes
+        for leg in legs:
+            free_messages -= leg.outstanding_messages
+            free_bytes -= leg.outstanding_bytes
+        share_messages = self.messages_max // (2 * len(legs))
+        share_bytes = self.bytes_max // (2 * len(legs))
+        for leg in legs:
+            # Topped up when half of it is gone, not at every delivery.
+            short = (
+                2 * leg.outstanding_messages <= share_messages
+                or 2 * leg.outstanding_bytes <= share_bytes
+            )
+            if short and share_messages and share_bytes and not leg.called_back:
+                messages = min(share_messages - leg.outstanding_messages, free_messages)
+                bytes_ = min(share_bytes - leg.outstanding_bytes, free_bytes)
+                given = self._grant(leg, messages, bytes_, outbox)
+                free_messages -= given[0]
+                free_bytes -= given[1]
+        ready = [leg for leg in legs if leg.ready_since is not None and not leg.called_back]
+        if ready and (not buffered or _GRANT_SHARE * free_messages >= self.messages_max):
+            self._turn += 1
+            first = self._turn % len(ready)
+            order = ready[first:] + ready[:first]
+            for left, leg in zip(range(len(order), 0, -1), order, strict=True):
+                messages = -(-max(0, free_messages) // left)
+                bytes_ = -(-max(0, free_bytes) // left)
+                given = self._grant(leg, messages, bytes_, outbox)
+                free_messages -= given[0]
+                free_bytes -= given[1]
+        self._call_back(legs, free_messages, free_bytes, now, outbox)
+
+    def _grant(self, leg: Leg, messages: int, bytes_: int, outbox: list[Effect]) -> tuple[int, int]:
+        messages, bytes_ = max(0, messages), max(0, bytes_)
+        if not messages and not bytes_:
+            return 0, 0
+        if not (leg.outstanding_messages + messages and leg.outstanding_bytes + bytes_):
+            return 0, 0  # Without some of both it could not be used.
+        leg.grant(messages, bytes_, outbox)
+        return messages, bytes_
+
+    def _call_back(
+        self,
+        legs: Sequence[Leg],
+        free_messages: int,
+        free_bytes: int,
+        now: float,
+        outbox: list[Effect],
+    ) -> None:
+        if free_messages > 0 and free_bytes > 0:
+            return
+        ready = [leg.ready_since for leg in legs if leg.ready_since is not None]
+        if not ready or any(leg.called_back for leg in legs):
+            return
+        idle = [
+            leg
+            for leg in legs
+            if leg.ready_since is None and leg.outstanding_messages and leg.outstanding_bytes
+        ]
+        if not idle:
+            return
+        if now < min(ready) + READY_S:
+            self._starving = True
+            return
+        min(idle, key=lambda leg: (leg.delivered_at, leg.office)).call_back(outbox)
+
+    def call_all_back(self, legs: Sequence[Leg], outbox: list[Effect]) -> None:
+        """Nothing is wanted any more: what comes now was planned before."""
+        self.wanted = False
+        for leg in legs:
+            if not leg.called_back and (leg.outstanding_messages or leg.outstanding_bytes):
+                leg.call_back(outbox)
+
+    def next_deadline(self, legs: Sequence[Leg]) -> float | None:
+        """When credit may be called back, if nothing happens before."""
+        if not self._starving:
+            return None
+        return min(
+            (leg.ready_since + READY_S for leg in legs if leg.ready_since is not None),
+            default=None,
+        )
