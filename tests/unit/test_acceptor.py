@@ -23,8 +23,10 @@ from replication.core.register_messages import (
     Prepare,
     Promise,
     RegisterMessage,
+    decode_message,
+    encode_message,
 )
-from tanist.errors import ConfigError
+from tanist.errors import ConfigError, RemoteProtocolError
 
 ME = 7
 
@@ -253,3 +255,13 @@ def test_a_saved_vote_that_cannot_be_read_says_what_to_do() -> None:
 
     with pytest.raises(ConfigError, match="another version"):
         decode_vote(blob[:-1])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", encode_message(prepare(5))[:-1], encode_message(prepare(1 << 62))]
+)
+def test_what_is_no_message_is_the_senders_fault(data: bytes) -> None:
+    assert decode_message(encode_message(prepare(5))) == prepare(5)
+
+    with pytest.raises(RemoteProtocolError):
+        decode_message(data)
