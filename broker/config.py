@@ -20,7 +20,7 @@ from broker.core.limits import Limits, Timing
 from broker.core.settings import NodeSettings
 from replication.core.clustermap import OnTooFewCopies
 from tanist.errors import ConfigError
-from tanist.wire.control import QueueInfo, QueueName, QueueSettings
+from tanist.wire.control import QueueInfo, QueueName, QueueSettings, check_queue_name
 
 CLIENT_PORT: Final = 7472
 """Where clients look for a node if they are told nothing else."""
@@ -259,3 +259,7 @@ def _check_sense(config: Config) -> None:
     for number, name in enumerate(names):
         if name in names[:number]:
             raise ValueError(f"queue[{number}].name: {name!r} is declared twice")
+        try:
+            check_queue_name(name)
+        except ValueError as error:
+            raise ValueError(f"queue[{number}].name: {error}") from None

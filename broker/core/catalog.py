@@ -32,9 +32,9 @@ import msgspec
 
 from broker.core.ops import Adopt, CatalogOp, DeclareQueue, DeleteQueue, decode_catalog_op
 from tanist.wire.control import QueueInfo, QueueSettings
+from tanist.wire.limits import QUEUE_NAME_BYTES_MAX
 
 GEN_SHIFT: Final = 32
-NAME_CHARS_MAX: Final = 255
 
 _NUMBERS: Final = Struct("<IQII")
 _ENTRY: Final = Struct("<I")
@@ -91,7 +91,8 @@ class Catalog:
         assert queue.id >> GEN_SHIFT < self.gen
         name, suffix = queue.name, f"~{queue.id}"
         while name in self._by_name:
-            name = queue.name[: NAME_CHARS_MAX - len(suffix)] + suffix
+            cut = queue.name.encode()[: QUEUE_NAME_BYTES_MAX - len(suffix)]
+            name = cut.decode(errors="ignore") + suffix
             suffix += "~"  # Somebody may have chosen that very name.
         return self._put(msgspec.structs.replace(queue, name=name))
 

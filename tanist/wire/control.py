@@ -8,6 +8,7 @@ HELLO. A key that has its default may be left out, and is left out here.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -28,7 +29,12 @@ Incarnation = Annotated[int, msgspec.Meta(ge=0)]
 Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 """128 bits, chosen by the client, in hexadecimal digits."""
 QueueName = Annotated[str, msgspec.Meta(min_length=1, max_length=QUEUE_NAME_BYTES_MAX)]
-"""Printable; its bytes are counted besides, by `check_queue_name`."""
+"""Its bytes are counted, and its characters looked at, by `check_queue_name`."""
+_UNSEEN: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff]"
+)
+# A list of our own: `str.isprintable` is another one in each version of Python, and a name
+# that one copy of the catalog takes all must take.
 Ver = tuple[U64, str]
 """Of a topology: (ver, hash)."""
 Known = tuple[U64, U64]
@@ -41,8 +47,8 @@ Returned = tuple[U64, U64, U32, U32]
 
 def check_queue_name(name: str) -> None:
     """Raises `ValueError`, whose text is for whoever chose the name."""
-    if not name.isprintable():
-        raise ValueError(f"queue name {name!r} has characters that cannot be printed")
+    if _UNSEEN.search(name):
+        raise ValueError(f"queue name {name!r} has characters that cannot be seen")
     if not 0 < len(name.encode()) <= QUEUE_NAME_BYTES_MAX:
         raise ValueError(f"a queue name has 1 to {QUEUE_NAME_BYTES_MAX} bytes as UTF-8")
 

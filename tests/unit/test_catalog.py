@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from broker.core.catalog import NAME_CHARS_MAX, Catalog
+from broker.core.catalog import Catalog
 from broker.core.ops import Adopt, CatalogOp, DeclareQueue, DeleteQueue
 from tanist.wire.control import QueueInfo, QueueSettings
+from tanist.wire.limits import QUEUE_NAME_BYTES_MAX
 
 PLAIN = QueueSettings()
 REFUSING = QueueSettings(when_full="refuse")
@@ -143,11 +144,11 @@ def test_an_adopted_queue_whose_name_is_taken_gets_its_id_behind_it() -> None:
 
 def test_an_adopted_queue_finds_a_name_even_if_that_is_taken_too() -> None:
     # Given the longest name, and one that somebody chose out of malice
-    old = QueueInfo(id=1 << 32 | 1, name="n" * NAME_CHARS_MAX)
+    old = QueueInfo(id=1 << 32 | 1, name="n" * QUEUE_NAME_BYTES_MAX)
     catalog = lost_and_begun_again()
     declared(catalog, old.name)
     suffix = f"~{old.id}"
-    declared(catalog, "n" * (NAME_CHARS_MAX - len(suffix)) + suffix)
+    declared(catalog, "n" * (QUEUE_NAME_BYTES_MAX - len(suffix)) + suffix)
 
     # When the old queue is adopted
     adopted = catalog.apply(Adopt(old))
@@ -155,7 +156,23 @@ def test_an_adopted_queue_finds_a_name_even_if_that_is_taken_too() -> None:
     # Then it has a third one, that is not too long for a client
     assert adopted is not None
     assert adopted.name.endswith(suffix + "~")
-    assert len(adopted.name) == NAME_CHARS_MAX
+    assert len(adopted.name) == QUEUE_NAME_BYTES_MAX
+    catalog.check()
+
+
+def test_the_name_of_an_adopted_queue_is_cut_by_bytes_and_between_characters() -> None:
+    # Given a name of letters of two bytes each, as long as it may be, that is taken by now
+    old = QueueInfo(id=1 << 32 | 1, name="é" * (QUEUE_NAME_BYTES_MAX // 2))
+    catalog = lost_and_begun_again()
+    declared(catalog, old.name)
+
+    # When the old queue is adopted
+    adopted = catalog.apply(Adopt(old))
+
+    # Then its new name is a whole one, and short enough
+    assert adopted is not None
+    assert adopted.name.lstrip("é") == f"~{old.id}"
+    assert len(adopted.name.encode()) <= QUEUE_NAME_BYTES_MAX
     catalog.check()
 
 

@@ -106,6 +106,7 @@ def test_all_that_is_in_the_file_reaches_the_core() -> None:
         ),
         (NODE + '[[queue]]\nname = ""', r"queue\[0\]\.name: expected"),
         (NODE + '[[queue]]\nname = "q"\n[[queue]]\nname = "q"', r"queue\[1\].*declared twice"),
+        (NODE + '[[queue]]\nname = "a\\nb"', r"queue\[0\]\.name: .* cannot be seen"),
         (NODE + '[cluster]\non_too_few_copies = "no"', "expected wait or solo, got 'no'"),
         (NODE + "[cluster]\nmin_copies = 0", "cluster.min_copies: expected an integer >= 1"),
         (NODE + '[cluster.expected]\n"a b" = "127.0.0.1:1"', "a name in cluster.expected"),

@@ -241,7 +241,7 @@ def test_an_id_has_one_spelling(session: str) -> None:
 @pytest.mark.parametrize(
     "name", ["a\x00b", "a\nb", "tab\t", "\u202egnp.exe", "\u2028", "é" * 128, "x" * 256]
 )
-def test_a_queue_name_is_printable_and_has_at_most_255_bytes(name: str) -> None:
+def test_a_queue_name_can_be_seen_and_has_at_most_255_bytes(name: str) -> None:
     # Given a name with a character that cannot be seen, or that is too long as UTF-8
     payload = msgspec.json.encode({"req": 1, "queue": name})
 
