@@ -178,13 +178,19 @@ class Owner(Generic[OpT, ResultT]):
         self._ticked_at = now
         self._quiet_since: float | None = None  # The last op or release that no tick told of.
         self._turn_at = now
-        self._listening_since = now
+        self._listening_since = float("-inf")
 
-    def begin(self, now: float, outbox: list[Effect]) -> None:
-        """The tail is applied and the history written: tell the others."""
+    def begin(self, before: Incarnation | None, now: float, outbox: list[Effect]) -> None:
+        """The tail is applied and the history written: tell the others.
+
+        `before` owned the stream until now. It was replaced for its silence, so if it is still
+        in sync there are too few copies without it, and it is missed from the beginning: to
+        wait as long again before others are invited, it might have taken over in turn.
+        """
         for who in self._entry.isr:
             if who != self._seat.me:
-                self._backups[who] = Backup(who, now)
+                heard_at = now - self._silence_s if who == before else now
+                self._backups[who] = Backup(who, heard_at)
         self._renew(now)
         for backup in self._waited_for:
             self._greet(backup, now, outbox)
@@ -741,33 +747,23 @@ class Owner(Generic[OpT, ResultT]):
         """Let go whom the guard lets go. Says whom commit has to wait for all the same."""
         outstanding = self.commit < self._sealed_end - 1
         stuck = ""
-        for backup in self._waited_for:
-            if backup.who not in self._entry.isr:
-                continue
-            why = self._reason(backup, outstanding, now)
-            if why is None:
-                continue
+        for who, why in self._leavers(outstanding, now):
             function = Shrink(
                 sid=self._sid,
                 epoch=self.epoch,
                 me=self._seat.me,
-                member=backup.who,
+                member=who,
                 base=self._entry.isr,
                 why=why,
             )
-            allowed = function.apply(self._value)[1] == DONE
-            if (
-                allowed
-                and not self._isr_change_pending()
-                and not (
-                    # With too few copies a joiner comes first.
-                    self.held is not None and self._candidate is not None
-                )
-            ):
-                isr = tuple(who for who in self._entry.isr if who != backup.who)
+            if function.apply(self._value)[1] != DONE:
+                if outstanding and why is not ShrinkWhy.SURPLUS:
+                    stuck = f"{who} is {why}, and too few copies would stay without it"
+            elif self._isr_change_pending() or (self.held is not None and self._candidate):
+                pass  # One change at a time; and with too few copies a joiner comes first.
+            else:
+                isr = tuple(member for member in self._entry.isr if member != who)
                 self._propose(function, isr, now, outbox)
-            elif outstanding and why is not ShrinkWhy.SURPLUS and not allowed:
-                stuck = f"{backup.who} is {why}, and too few copies would stay without it"
         for pending in self._pending.values():
             if (
                 outstanding
@@ -777,28 +773,36 @@ class Owner(Generic[OpT, ResultT]):
                 stuck = f"the register does not answer; {pending.function.member} shall leave"
         return stuck
 
-    def _reason(self, backup: Backup, outstanding: bool, now: float) -> ShrinkWhy | None:
-        value = self._value
-        if backup.dead or superseded(value, backup.who):
+    def _leavers(self, outstanding: bool, now: float) -> list[tuple[Incarnation, ShrinkWhy]]:
+        """The members that should leave the in-sync set, and why."""
+        value, in_sync = self._value, self._entry.isr
+        members = [backup for backup in self._waited_for if backup.who in in_sync]
+        found = [
+            (backup.who, why)
+            for backup in members
+            if (why := self._fault(backup, outstanding, now)) is not None
+        ]
+        names = wanted(value, self._sid)
+        # Nobody is too many while another member fails: it may be needed in its place.
+        if found or self.held is not None:
+            return found
+        if not all(incarnation(value, node) in in_sync for node in names):
+            return found
+        return [
+            (backup.who, ShrinkWhy.SURPLUS) for backup in members if backup.who.node not in names
+        ]
+
+    def _fault(self, backup: Backup, outstanding: bool, now: float) -> ShrinkWhy | None:
+        if backup.dead or superseded(self._value, backup.who):
             return ShrinkWhy.DEAD
         if backup.void:
             return ShrinkWhy.VOID
         silent_s = self._silent_s(backup, now)
         if silent_s >= self._limits.long_silent_s:
             return ShrinkWhy.SILENT
-        if silent_s >= self._silence_s:
-            return ShrinkWhy.SLOW
         stalled_s = now - max(backup.progress_at, self._listening_since)
-        if outstanding and stalled_s >= self._limits.stalled_s:
+        if silent_s >= self._silence_s or (outstanding and stalled_s >= self._limits.stalled_s):
             return ShrinkWhy.SLOW
-        names = wanted(value, self._sid)
-        in_sync = self._entry.isr
-        if (
-            backup.who.node not in names
-            and self.held is None
-            and all(incarnation(value, node) in in_sync for node in names)
-        ):
-            return ShrinkWhy.SURPLUS
         return None
 
     def _adapt_copies(self, now: float, outbox: list[Effect]) -> None:
@@ -835,7 +839,7 @@ class Owner(Generic[OpT, ResultT]):
         for backup in self._waited_for:
             assert backup is self._backups[backup.who]
             assert backup.receipt < self._sealed_end
-            assert backup.dead or backup.receipt >= self.commit or not backup.aligned
+            assert backup is self._candidate or backup.receipt >= self.commit or not backup.aligned
         for who in self._entry.isr:
             assert who == self._seat.me or self._backups[who] in self._waited_for
         assert sum(p.isr is not None for p in self._pending.values()) <= 1

@@ -310,6 +310,7 @@ class Stream(Generic[OpT, ResultT]):
     def _map_changed(self, value: ClusterMap, ver: int, now: float, outbox: list[Effect]) -> None:
         if ver < self._ver:
             return
+        former = self._entry
         self._map, self._ver = value, ver
         entry = self._entry
         if entry is None or entry.epoch < self.epoch_seen:
@@ -319,7 +320,8 @@ class Stream(Generic[OpT, ResultT]):
         if self._owner is not None:
             self._owner.map_changed(value, now, outbox)
         elif entry.owner == self._me:
-            self._promote(entry, value, now, outbox)
+            before = None if former is None or former.owner == self._me else former.owner
+            self._promote(entry, value, before, now, outbox)
 
     def _see(self, gen: int, epoch: int, outbox: list[Effect]) -> None:
         """There is a higher epoch. From now on nobody is served, followed or confirmed to."""
@@ -340,7 +342,12 @@ class Stream(Generic[OpT, ResultT]):
     # Promotion
 
     def _promote(
-        self, entry: StreamEntry, value: ClusterMap, now: float, outbox: list[Effect]
+        self,
+        entry: StreamEntry,
+        value: ClusterMap,
+        before: Incarnation | None,
+        now: float,
+        outbox: list[Effect],
     ) -> None:
         assert self.gen == entry.gen
         # First no receipts for the epoch before, then the end of the log is what it is.
@@ -362,7 +369,7 @@ class Stream(Generic[OpT, ResultT]):
         self.counts["promoted"] += 1
         self.counts["adopted"] += adopted
         outbox.append(Promoted(self.sid, self.gen, entry.epoch, adopted))
-        self._owner.begin(now, outbox)
+        self._owner.begin(before, now, outbox)
 
     # Messages
 
