@@ -24,6 +24,8 @@ class Channel:
     sid: int
     queue: QueueInfo
     open: bool = True
+    answered: bool = False
+    """OPENED has left: before that the client would not know what a frame here is about."""
     waits: bool = False
     """It was told that the stream is held."""
 

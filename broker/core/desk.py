@@ -200,8 +200,6 @@ class Desk:
         if self._can_grant(queue):
             channel.granted_messages = self._limits.producer_credit_messages
             channel.granted_bytes = self._limits.producer_credit_bytes
-        else:
-            self._hungry[channel] = None
         opened = Opened(
             req=asked.req,
             gen=self.stream.gen,
@@ -337,14 +335,6 @@ class Desk:
         self._graces.pop(holder, None)
         connection.channels[number] = channel
         self._consumers[holder] = channel
-        self._legs[channel.leg] = channel
-        self._dispatcher.add_leg(
-            channel.leg,
-            queue_id=queue.id,
-            session=connection.session,
-            consumer=consumer,
-            automatic=channel.automatic,
-        )
         opened = Opened(
             req=asked.req,
             gen=self.stream.gen,
@@ -500,6 +490,7 @@ class Desk:
         else:
             assert isinstance(before, ConsumerChannel)
             self._forget_consumer(before)
+            self._return_unsent(before)
         return True
 
     def _drop(self, channel: Channel, *, clean: bool, now: float) -> None:
@@ -511,14 +502,7 @@ class Desk:
         part = self.office.part_of(channel.queue.id)
         if part is None:
             return
-        if channel.unsent:
-            never_left = [
-                (number, run.first, run.end - run.first)
-                for number, run in self.office.in_flight_of(part, channel.holder)
-                if number in channel.unsent
-            ]
-            if never_left:
-                self._requeue(part, never_left, flagged=False, failed=False)
+        self._return_unsent(channel)
         if clean:
             self._return_all(channel.holder, failed=False)
         elif self.office.in_flight_of(part, channel.holder):
@@ -529,6 +513,20 @@ class Desk:
             )
         else:
             self._return_all(channel.holder, failed=False)
+
+    def _return_unsent(self, channel: ConsumerChannel) -> None:
+        """What was planned and never left returns as if it had never been delivered."""
+        part = self.office.part_of(channel.queue.id)
+        if part is None or not channel.unsent:
+            return
+        never_left = [
+            (number, run.first, run.end - run.first)
+            for number, run in self.office.in_flight_of(part, channel.holder)
+            if number in channel.unsent
+        ]
+        channel.unsent.clear()
+        if never_left:
+            self._requeue(part, never_left, flagged=False, failed=False)
 
     def _return_all(self, holder: Holder, *, failed: bool) -> None:
         """Whatever this consumer holds returns, and it is attached no more."""
@@ -550,8 +548,8 @@ class Desk:
 
     def _forget_consumer(self, channel: ConsumerChannel) -> None:
         channel.close()
-        self._dispatcher.remove_leg(channel.leg)
-        del self._legs[channel.leg]
+        if self._legs.pop(channel.leg, None) is not None:
+            self._dispatcher.remove_leg(channel.leg)
         if self._consumers.get(channel.holder) is channel:
             del self._consumers[channel.holder]
 
@@ -588,9 +586,22 @@ class Desk:
 
     def released(self, effects: list[Released], now: float, outbox: list[Effect]) -> None:
         """The stream released these."""
-        self._handout.release(
+        answered = self._handout.release(
             effects, self.stream.copies, lambda: self.stream.may_deliver(now), outbox
         )
+        for channel in answered:
+            # Only now: CREDIT or READY before OPENED would be for a channel unknown there.
+            if isinstance(channel, ConsumerChannel):
+                self._legs[channel.leg] = channel
+                self._dispatcher.add_leg(
+                    channel.leg,
+                    queue_id=channel.queue.id,
+                    session=channel.connection.session,
+                    consumer=channel.consumer,
+                    automatic=channel.automatic,
+                )
+            elif isinstance(channel, ProducerChannel) and not channel.has_credit:
+                self._hungry[channel] = None
 
     def end_turn(self, now: float, outbox: list[Effect]) -> None:
         """Admit what waited for room, plan deliveries, give credit. Before the stream is sealed."""
@@ -639,7 +650,7 @@ class Desk:
         if now < held.since + HELD_SAID_S:
             return
         for channel in channels:
-            if not channel.waits:
+            if channel.answered and not channel.waits:
                 channel.waits = True
                 since_ms = int(1000 * (now - held.since))
                 channel.say(Wait(sid=self.sid, why=f"held: {held.why}", since_ms=since_ms), outbox)

@@ -30,7 +30,7 @@ from broker.core.dispatcher import Planned
 from broker.core.events import ClientWrite, Effect
 from broker.core.post_office import PostOffice
 from tanist.wire import hot
-from tanist.wire.control import Message
+from tanist.wire.control import Message, Opened
 from tanist.wire.frames import CREDIT_BACK, Verb, frame
 
 
@@ -111,8 +111,12 @@ class Handout:
         copies: int,
         may_deliver: Callable[[], bool],
         outbox: list[Effect],
-    ) -> None:
-        """Write what these effects say. `copies`: on how many nodes it is now."""
+    ) -> list[Channel]:
+        """Write what these effects say. `copies`: on how many nodes it is now.
+
+        Returns the channels that are open for their clients from now on.
+        """
+        answered: list[Channel] = []
         sums: dict[Channel, _Sums] = {}
         for effect in effects:
             match effect:
@@ -140,12 +144,13 @@ class Handout:
                             )
                         )
                 case Say():
-                    self._say(effect, sums, copies, outbox)
+                    self._say(effect, sums, copies, answered, outbox)
                 case _:
                     assert_never(effect)
         for channel, said in sums.items():
             self._write_sums(channel, said, copies, outbox)
         self.hand_out(may_deliver, outbox)
+        return answered
 
     def hand_out(self, may_deliver: Callable[[], bool], outbox: list[Effect]) -> None:
         """Write the deliveries that may leave."""
@@ -162,7 +167,12 @@ class Handout:
                 channel.write(Verb.DELIVER, parts, outbox)
 
     def _say(
-        self, effect: Say, sums: dict[Channel, _Sums], copies: int, outbox: list[Effect]
+        self,
+        effect: Say,
+        sums: dict[Channel, _Sums],
+        copies: int,
+        answered: list[Channel],
+        outbox: list[Effect],
     ) -> None:
         to = effect.to
         if isinstance(to, Connection):
@@ -174,6 +184,9 @@ class Handout:
             self._write_sums(to, said, copies, outbox)
         if to.open:
             to.say(effect.message, outbox)
+            if isinstance(effect.message, Opened):
+                to.answered = True
+                answered.append(to)
 
     def _write_sums(self, channel: Channel, said: _Sums, copies: int, outbox: list[Effect]) -> None:
         if said.confirm is not None:

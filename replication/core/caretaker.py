@@ -3,7 +3,8 @@
 A node enters itself, and its post office, when it comes up. Of the others' states the lowest
 node that is up takes care, and if it does not, the next one a second later, and so on: an
 opinion about who is down, and the declaration that a stream is lost, are proposed once
-rather than by everybody.
+rather than by everybody. A dead owner is also set down by whoever takes over from it, so
+the first one waits for a second with that: its proposal would disturb the takeover.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Caretaker:
             silent = now >= links.life_at(who, now) + SILENT_S_MAX
             if links.is_dead(who) or silent:
                 wanting.add(("down", who.inc))
-                if self._turn(("down", who.inc), value, now, but=name):
+                if self._turn(("down", who.inc), value, now, but=name, wait_s=TURN_S):
                     functions.append(SetDown(who=who))
         for sid, stream in sorted(value.streams.items()):
             holders = (*stream.isr, *stream.shed)
@@ -121,7 +122,13 @@ class Caretaker:
         return functions
 
     def _turn(
-        self, what: tuple[str, int], value: ClusterMap, now: float, but: str | None = None
+        self,
+        what: tuple[str, int],
+        value: ClusterMap,
+        now: float,
+        *,
+        but: str | None = None,
+        wait_s: float = 0.0,
     ) -> bool:
         since = self._since.setdefault(what, now)
         up = [
@@ -129,4 +136,4 @@ class Caretaker:
             for name in sorted(value.nodes)
             if name != but and is_live(value, incarnation(value, name))
         ]
-        return self._me.node in up and now >= since + TURN_S * up.index(self._me.node)
+        return self._me.node in up and now >= since + wait_s + TURN_S * up.index(self._me.node)
