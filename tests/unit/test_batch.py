@@ -303,25 +303,20 @@ def test_a_cut_holds_what_a_naive_cut_holds(data: st.DataObject) -> None:
     assert len(joined) == 4 * count + cut.columns_len + cut.bodies_len
 
 
-@given(
-    st.lists(st.integers(0, 9), min_size=1, max_size=20),
-    st.integers(0, 60),
-    st.data(),
-)
-def test_fitting_counts_as_a_loop_would(
-    lengths: list[int], bytes_max: int, data: st.DataObject
-) -> None:
-    # Given messages of some lengths, and a run of them
-    first = data.draw(st.integers(0, len(lengths) - 1))
-    count = data.draw(st.integers(1, len(lengths) - first))
+@given(st.lists(st.integers(0, 9), min_size=16, max_size=16))
+def test_fitting_counts_as_a_loop_would(lengths: list[int]) -> None:
+    # Given messages of some lengths
     batch = Batch.parse(batch_bytes([b"x" * length for length in lengths]))
 
-    # When it is asked how many of them fit
-    fitting = batch.fitting(first, count, bytes_max)
+    for first in range(len(lengths)):
+        sums = list(accumulate(lengths[first:]))
+        # When it is asked how many of a run fit into what some of them have, or a byte less
+        for bytes_max in {0, *sums, *(total - 1 for total in sums if total)}:
+            fitting = batch.fitting(first, len(sums), bytes_max)
 
-    # Then it is as many as a loop counts, and never none
-    sums = accumulate(lengths[first : first + count])
-    assert fitting == max(1, sum(1 for total in sums if total <= bytes_max))
+            # Then it is as many as a loop counts, and never none
+            assert fitting == max(1, sum(total <= bytes_max for total in sums))
+            assert batch.fitting(first, 1, bytes_max) == 1
 
 
 @given(batches(), st.integers(1, NUMBER_END - 12), st.booleans())
