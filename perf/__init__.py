@@ -1,1 +1,1 @@
-"""The performance harness: each program states its question, its method and what it does not show."""
+"""The performance harness: each program says its question, its method and what it leaves out."""

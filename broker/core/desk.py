@@ -129,6 +129,8 @@ class Desk:
         self._parked: deque[tuple[ProducerChannel, Batch]] = deque()
         self._graces: dict[Holder, _Grace] = {}
         self._promoted_end = stream.log_end
+        self.duplicates = 0
+        """Messages that were repeated and known already, since this node owns the stream."""
         for holder in self.office.holders():
             self._graces[holder] = _Grace(
                 now + timing.grace_ms / 1000, counts=False, after_seq=stream.log_end - 1
@@ -229,6 +231,7 @@ class Desk:
         if batch.end_n <= next_n:
             # Stored before. Its first copy may not be released yet, so this confirm waits
             # behind everything appended, as any answer does.
+            self.duplicates += batch.count
             self.stream.answer(Confirm(channel, batch.end_n - 1))
         elif batch.first_n != next_n:
             sentence = f"message {next_n} is expected, and a batch from {batch.first_n} came"

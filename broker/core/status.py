@@ -80,6 +80,7 @@ def _stream(node: Node, sid: int, entry: StreamEntry, now: float) -> Document:
             "first_kept": stream.first_kept,
             "kept_bytes": stream.kept_bytes,
             "why": stream.why,
+            "counts": dict(sorted(stream.counts.items())),
         }
         if stream.role is Role.OWNER:
             document["followers"] = {
@@ -96,6 +97,7 @@ def _stream(node: Node, sid: int, entry: StreamEntry, now: float) -> Document:
             "consumers": desk.consumers,
             "graces": desk.graces,
             "parked_bytes": desk.parked_bytes,
+            "duplicates": desk.duplicates,
         }
     return document
 
