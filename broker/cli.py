@@ -14,7 +14,10 @@ import click
 
 from broker.commands.config import config, init
 from broker.commands.dev import dev
+from broker.commands.messages import receive, send
+from broker.commands.queues import queue
 from broker.commands.run import run
+from broker.commands.status import status
 from broker.commands.terminal import fail, json_option
 from tanist.errors import BrokenError, ConfigError, Error, RefusedError
 
@@ -32,7 +35,7 @@ class Commands(click.Group):
         except RefusedError as error:
             raise fail(str(error), code=REFUSED) from None
         except BrokenError as error:
-            raise fail(f"{error}\nis a node running there? tanist status", code=NO_NODE) from None
+            raise fail(f"{error}\nto start a cluster: tanist dev --nodes 3", code=NO_NODE) from None
         except Error as error:
             raise fail(str(error), code=FAILED) from None
         except BrokenPipeError:
@@ -51,7 +54,7 @@ def main() -> None:
     """
 
 
-for command in (run, init, dev, config):
+for command in (run, init, dev, send, receive, queue, status, config):
     main.add_command(command)
 
 if __name__ == "__main__":

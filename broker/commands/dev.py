@@ -34,25 +34,31 @@ _COLOURS: Final = ("36", "33", "35", "32", "34", "31")
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep the nodes' files here; default: a temporary directory.",
 )
+@click.option(
+    "--port",
+    type=click.IntRange(1024, 32000),
+    default=CLIENT_PORT,
+    show_default=True,
+    help="Where clients reach the first node; the rest takes free ports above it.",
+)
 @json_option
-def dev(nodes: int, directory: Path | None) -> None:
+def dev(nodes: int, directory: Path | None, port: int) -> None:
     """Run a cluster on loopback in this terminal, until Ctrl-C."""
     with ExitStack() as held:
         if directory is None:
             temporary = tempfile.TemporaryDirectory(prefix="tanist-dev-")
             directory = Path(held.enter_context(temporary))
-        first = free_ports(1, above=CLIENT_PORT - 1)
-        if first != [CLIENT_PORT]:
+        if free_ports(1, above=port - 1) != [port]:
             raise fail(
-                f"port {CLIENT_PORT} is taken: is another node or cluster running here?"
-                f" tanist status",
+                f"port {port} is taken: is another node or cluster running here? tanist status"
+                " (or choose another: --port)",
                 code=1,
             )
-        ports = free_ports(3 * nodes - 1, above=CLIENT_PORT)
+        ports = free_ports(3 * nodes - 1, above=port)
         planned = write_local_cluster(
             directory,
             nodes=nodes,
-            client_ports=[CLIENT_PORT, *ports[: nodes - 1]],
+            client_ports=[port, *ports[: nodes - 1]],
             other_ports=ports[nodes - 1 :],
         )
         code = asyncio.run(_Cluster(planned).run())
@@ -114,11 +120,14 @@ class _Cluster:
             f"  {child.node.name}  tanist://{child.node.clients}  pid {child.process.pid}"
             for child in self._children
         )
+        # All nodes: by the default alone nobody would get in once the first one is killed.
+        url = "tanist://" + ",".join(node.clients for node in self._nodes)
         document = {
+            "url": url,
             "nodes": {
                 child.node.name: {"url": f"tanist://{child.node.clients}", "pid": child.process.pid}
                 for child in self._children
-            }
+            },
         }
         alone = len(self._children) == 1
         kill = (
@@ -130,6 +139,7 @@ class _Cluster:
             document,
             f"\nthe cluster serves:\n{nodes}\n\n"
             "in another terminal:\n"
+            f"  export TANIST_URL={url}\n"
             f"  seq 1 10000 | {program} send numbers\n"
             f"  {program} receive numbers --count 10\n"
             f"  {program} status\n\n"

@@ -1,0 +1,172 @@
+"""`tanist queue`: what queues there are, and making, emptying and removing them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+from rich.table import Table
+
+import tanist
+from broker.commands.connection import url_option, with_client
+from broker.commands.terminal import console, json_option, say, show, wants_json
+from tanist.wire.control import PartStat
+
+
+@click.group()
+def queue() -> None:
+    """See, make, empty and remove queues."""
+
+
+@queue.command("ls")
+@url_option
+@json_option
+def list_(url: str) -> None:
+    """List all queues, with what is in them."""
+
+    async def work(client: tanist.Client) -> list[tuple[tanist.QueueInfo, tanist.QueueStat]]:
+        return [(info, await client.stat(info.name)) for info in await client.queues()]
+
+    found = with_client(url, work)
+    if wants_json():
+        show([_document(info, stat) for info, stat in found], "")
+        return
+    if not found:
+        say("there are no queues; make one: tanist queue create NAME")
+        return
+    table = Table("queue", "spread", "when full", box=None)
+    _number_columns(table)
+    for info, stat in found:
+        table.add_row(info.name, _where(info), info.settings.when_full, *_numbers(stat))
+    console().print(table)
+
+
+@queue.command()
+@click.argument("name")
+@click.option(
+    "--spread",
+    type=click.Choice(["every", "one"]),
+    default="every",
+    show_default=True,
+    help="every: a part in each post office. one: one part, one total order.",
+)
+@click.option(
+    "--when-full",
+    type=click.Choice(["hold", "refuse"]),
+    default="hold",
+    show_default=True,
+    help="hold: producers wait. refuse: they get an error.",
+)
+@click.option("--bytes-max", type=click.IntRange(min=0), default=0, help="Of a part; 0: no own.")
+@url_option
+@json_option
+def create(
+    name: str,
+    spread: Literal["every", "one"],
+    when_full: Literal["hold", "refuse"],
+    bytes_max: int,
+    url: str,
+) -> None:
+    """Make the queue NAME."""
+
+    async def work(client: tanist.Client) -> tuple[bool, tanist.QueueInfo]:
+        there = any(info.name == name for info in await client.queues())
+        info = await client.declare(name, spread=spread, when_full=when_full, bytes_max=bytes_max)
+        return there, info
+
+    there, info = with_client(url, work)
+    show(
+        {"queue": name, "id": info.id, "spread": info.spread, "sid": info.sid, "made": not there},
+        f"queue {name} {'was there already' if there else 'is made'}: {_where(info)}",
+    )
+    say(f"next: tanist send {name}")
+
+
+@queue.command()
+@click.argument("name")
+@url_option
+@json_option
+def rm(name: str, url: str) -> None:
+    """Remove the queue NAME with all its messages."""
+
+    async def work(client: tanist.Client) -> tanist.QueueStat:
+        stat = await client.stat(name)
+        await client.delete(name)
+        return stat
+
+    stat = with_client(url, work)
+    gone = stat.ready + stat.in_flight
+    show(
+        {"queue": name, "removed": True, "messages": gone},
+        f"queue {name} is removed, and {gone:,} messages with it",
+    )
+
+
+@queue.command()
+@click.argument("name")
+@url_option
+@json_option
+def purge(name: str, url: str) -> None:
+    """Remove the messages that wait in queue NAME; those in flight stay."""
+    purged = with_client(url, lambda client: client.purge(name))
+    show({"queue": name, "purged": purged}, f"{purged:,} messages removed from {name}")
+
+
+@queue.command("stat")
+@click.argument("name")
+@url_option
+@json_option
+def stat_(name: str, url: str) -> None:
+    """Say what is in queue NAME, and in which post office."""
+
+    async def work(client: tanist.Client) -> tuple[tanist.QueueInfo, tanist.QueueStat]:
+        return await client.describe(name), await client.stat(name)
+
+    info, stat = with_client(url, work)
+    if wants_json():
+        show(_document(info, stat), "")
+        return
+    table = Table("post office", box=None)
+    _number_columns(table)
+    for sid, part in sorted(stat.parts.items()):
+        table.add_row(str(sid), *_numbers(part))
+    table.add_row("all", *_numbers(stat))
+    console().print(f"queue {name}: {_where(info)}; when full: {info.settings.when_full}")
+    console().print(table)
+
+
+def _number_columns(table: Table) -> None:
+    for title in ("ready", "in flight", "bytes", "consumers"):
+        table.add_column(title, justify="right")
+
+
+def _numbers(stat: tanist.QueueStat | PartStat) -> list[str]:
+    return [f"{n:,}" for n in (stat.ready, stat.in_flight, stat.bytes, stat.consumers)]
+
+
+def _where(info: tanist.QueueInfo) -> str:
+    return "every" if info.spread == "every" else f"one (post office {info.sid})"
+
+
+def _document(info: tanist.QueueInfo, stat: tanist.QueueStat) -> dict[str, object]:
+    return {
+        "name": info.name,
+        "id": info.id,
+        "spread": info.spread,
+        "sid": info.sid,
+        "when_full": info.settings.when_full,
+        "bytes_max": info.settings.bytes_max,
+        "ready": stat.ready,
+        "in_flight": stat.in_flight,
+        "bytes": stat.bytes,
+        "consumers": stat.consumers,
+        "parts": {
+            str(sid): {
+                "ready": part.ready,
+                "in_flight": part.in_flight,
+                "bytes": part.bytes,
+                "consumers": part.consumers,
+            }
+            for sid, part in stat.parts.items()
+        },
+    }
