@@ -11,8 +11,14 @@ import click
 import tanist
 from broker.config import CLIENT_PORT
 
-ANSWER_S_MAX: Final = 5.0
-"""A person who waits for an answer wants to know after this that there is none."""
+ENTER_S_MAX: Final = 5.0
+"""A person wants to know after this that no node answers."""
+
+ANSWER_S_MAX: Final = 10.0
+"""Once in, an owner that is being replaced is waited for so long."""
+
+FLOW_S_MAX: Final = 30.0
+"""The same for what may have run for hours."""
 
 # Any: a click command takes whatever its options are.
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,11 +37,21 @@ def url_option(command: F) -> F:
     )(command)
 
 
-def with_client(url: str, work: Callable[[tanist.Client], Awaitable[T]]) -> T:
+def with_client(
+    url: str, work: Callable[[tanist.Client], Awaitable[T]], *, answer_s_max: float = ANSWER_S_MAX
+) -> T:
     """Connect, do the work, and disconnect. Raises what the client raises."""
 
     async def run() -> T:
-        async with tanist.connect(url, failover_timeout_s=ANSWER_S_MAX) as client:
+        client = tanist.connect(url, name="tanist command", failover_timeout_s=answer_s_max)
+        try:
+            async with asyncio.timeout(ENTER_S_MAX):
+                await client
+        except TimeoutError:
+            raise tanist.BrokenError(f"no node answers at {url}") from None
+        try:
             return await work(client)
+        finally:
+            await client.close()
 
     return asyncio.run(run())

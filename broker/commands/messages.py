@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 import tanist
-from broker.commands.connection import url_option, with_client
+from broker.commands.connection import FLOW_S_MAX, url_option, with_client
 from broker.commands.terminal import json_option, say, show, wants_json
 
 READ_BYTES: Final = 1 << 18
@@ -48,7 +48,7 @@ def send(queue: str, source: BinaryIO, url: str) -> None:
             await producer.flush()
             return sent, made, producer.sid
 
-    sent, made, sid = with_client(url, work)
+    sent, made, sid = with_client(url, work, answer_s_max=FLOW_S_MAX)
     seconds = time.monotonic() - began
     show(
         {"queue": queue, "sent": sent, "made": made, "sid": sid, "seconds": round(seconds, 3)},
@@ -137,7 +137,7 @@ def receive(queue: str, count: int | None, url: str) -> None:
                 say(f"{again} {_messages(again)} may be delivered again: the ack came too late")
 
     try:
-        with_client(url, work)
+        with_client(url, work, answer_s_max=FLOW_S_MAX)
     except KeyboardInterrupt:
         say("")
     say(f"{received:,} {_messages(received)} received from {queue}")

@@ -1,0 +1,215 @@
+"""The command line, as far as it needs no node: what it says, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from broker.cli import main
+from broker.commands.status import put_together
+from broker.config import load_config
+
+
+def run(*arguments: str, given: str = "") -> Result:
+    return CliRunner().invoke(main, arguments, input=given)
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL at which no node answers, and little patience."""
+    monkeypatch.setattr("broker.commands.connection.ENTER_S_MAX", 0.1)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return f"tanist://127.0.0.1:{bound.getsockname()[1]}"
+
+
+COMMANDS = [
+    ["run"],
+    ["init"],
+    ["dev"],
+    ["send"],
+    ["receive"],
+    ["queue"],
+    ["queue", "ls"],
+    ["queue", "create"],
+    ["queue", "rm"],
+    ["queue", "purge"],
+    ["queue", "stat"],
+    ["status"],
+    ["config", "check"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(command: list[str]) -> None:
+    # Given a command
+
+    # When it is asked what it does
+    result = run(*command, "--help")
+
+    # Then it says so
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("command", [["status"], ["queue", "ls"], ["receive", "q"], ["send", "q"]])
+def test_without_a_node_the_code_is_3_and_the_way_out_is_named(
+    command: list[str], nobody: str, tmp_path: Path
+) -> None:
+    # Given a URL at which nobody answers
+    source = tmp_path / "lines"
+    source.write_text("a line\n")
+    if command[0] == "send":
+        command = [*command, "--file", str(source)]
+
+    # When a command needs a node
+    result = run(*command, "--url", nobody)
+
+    # Then it fails with the code for that, in a sentence
+    assert result.exit_code == 3
+    assert result.stderr.startswith("error: ")
+    assert "tanist dev" in result.stderr
+
+
+def test_a_url_of_another_kind_is_a_mistake_of_usage() -> None:
+    # Given a URL that is none of ours
+
+    # When it is used
+    result = run("status", "--url", "http://127.0.0.1")
+
+    # Then the code is that of a wrong command line
+    assert result.exit_code == 2
+    assert "tanist://" in result.stderr
+
+
+def test_an_error_is_an_object_for_a_program(nobody: str) -> None:
+    # Given a program that wants JSON
+
+    # When the command fails
+    result = run("status", "--json", "--url", nobody)
+
+    # Then it can be read by a program, and standard output is empty
+    assert json.loads(result.stderr)["exit_code"] == 3
+    assert result.stdout == ""
+
+
+def test_an_unknown_option_is_a_mistake_of_usage() -> None:
+    # Given an option that is none
+
+    # When it is used
+    result = run("status", "--colour")
+
+    # Then the code is that of a wrong command line
+    assert result.exit_code == 2
+
+
+def test_init_writes_a_file_that_is_right_and_never_over_another(tmp_path: Path) -> None:
+    # Given a directory that is not there yet
+    directory = tmp_path / "a" / "node"
+
+    # When a file is written there, twice
+    first = run("init", str(directory))
+    second = run("init", str(directory))
+
+    # Then the first one can be read, and the second one is refused
+    assert first.exit_code == 0
+    assert load_config(directory / "node.toml").node.name == "node1"
+    assert f"tanist run {directory / 'node.toml'}" in first.stderr
+    assert second.exit_code == 1
+    assert "exists already" in second.stderr
+
+
+def test_config_check_says_what_may_surprise(tmp_path: Path) -> None:
+    # Given a file for two nodes with more copies wanted than there can be
+    file = tmp_path / "node.toml"
+    file.write_text(
+        '[node]\nname = "n1"\n[cluster]\nmin_copies = 3\n'
+        '[cluster.expected]\nn1 = "127.0.0.1:7473"\nn2 = "127.0.0.1:7483"\n'
+    )
+
+    # When it is checked
+    text = run("config", "check", str(file))
+    document = json.loads(run("config", "check", str(file), "--json").stdout)
+
+    # Then it is right, and yet there is something to say
+    assert text.exit_code == 0
+    assert "neither can take over" in text.stdout
+    assert "min_copies is above the 2 copies" in text.stdout
+    assert document["expected"] == ["n1", "n2"]
+    assert len(document["notes"]) == 2
+
+
+@pytest.mark.parametrize("command", [["config", "check"], ["run"]])
+def test_a_wrong_file_exits_with_2(command: list[str], tmp_path: Path) -> None:
+    # Given a file with a mistake
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nnam = "n1"\n')
+
+    # When it is used
+    result = run(*command, str(file))
+
+    # Then the mistake is named
+    assert result.exit_code == 2
+    assert f"error: {file}: unknown key node.nam (did you mean name?)" in result.stderr
+
+
+# Any: the document of `tanist status`.
+def seen_by(node: str, *, ver: int, owner: str, **stream: Any) -> dict[str, Any]:
+    """What a node of a cluster of two says of itself."""
+    return {
+        "node": node,
+        "cluster": "tanist",
+        "ver": ver,
+        "acceptors": ["a", "b"],
+        "nodes": {name: {"state": "up", "locators": []} for name in ("a", "b")},
+        "streams": {
+            "1": {"home": "a", "owner": owner, "warnings": [], "here": {"role": node}, **stream}
+        },
+        "queues": [
+            {
+                "name": "q",
+                "spread": "every",
+                "parts_here": {"1": {"ready": 2, "in_flight": 1, "bytes": 10}},
+            }
+        ],
+        "clients": 1,
+        "memory": {},
+    }
+
+
+def test_status_takes_each_thing_from_the_node_that_knows_it() -> None:
+    # Given two nodes, one of them with an older map
+    owner = seen_by(
+        "b", ver=7, owner="b.1f", followers={"a.2": {"lag_ops": 3}}, warnings=["HELD: why"]
+    )
+    behind = seen_by("a", ver=6, owner="a.2", warnings=["waiting for transfer: cut off"])
+
+    # When what they say is put together
+    document = put_together([behind, owner])
+
+    # Then the newest map holds, the owner speaks of lag, and depths are added up
+    stream = document["streams"]["1"]
+    assert document["ver"] == 7
+    assert stream["owner"] == "b.1f"
+    assert stream["followers"] == {"a.2": {"lag_ops": 3}}
+    assert stream["warnings"] == ["HELD: why", "a is waiting for transfer: cut off"]
+    assert set(stream["copies"]) == {"a", "b"}
+    assert document["queues"]["q"] == {"spread": "every", "ready": 4, "in_flight": 2, "bytes": 20}
+
+
+def test_status_shows_a_node_that_did_not_answer() -> None:
+    # Given two nodes, one of which does not answer
+    answer = seen_by("a", ver=1, owner="b.1")
+
+    # When the status is put together
+    document = put_together([answer])
+
+    # Then it is there, and that is said
+    assert document["nodes"]["a"]["answered"]
+    assert not document["nodes"]["b"]["answered"]
+    assert "memory" not in document["nodes"]["b"]
