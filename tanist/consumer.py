@@ -66,7 +66,10 @@ class Consumer:
         iteration may go on after that. Ends when the consumer is closed."""
         ready = self._ready
         while not ready:
-            await self._fill()
+            try:
+                await self._fill()
+            except ClosedError:
+                raise StopAsyncIteration from None
         message = ready.pop()
         if self._auto_ack:
             self.ack(message)
@@ -90,6 +93,14 @@ class Consumer:
             raise
         if self._auto_ack:
             self.ack_many(got)
+        return got
+
+    async def take_ready(self, count_max: int) -> list[Message]:
+        """At least one message, and what else is there; none of them is acked by this."""
+        while not self._ready:
+            await self._fill()
+        got: list[Message] = []
+        self._collect_ready(got, count_max)
         return got
 
     async def _collect(self, got: list[Message], count: int) -> None:
@@ -125,11 +136,10 @@ class Consumer:
         return True
 
     async def _fill(self) -> None:
-        """Wait until something is ready. It may be gone again for another task took it."""
+        """Wait until something is ready. It may be gone again, if another task
+        was faster."""
         error = self._core.take_error()
         if error is not None:
-            if isinstance(error, ClosedError):
-                raise StopAsyncIteration
             raise error
         if self._take():
             return

@@ -149,12 +149,14 @@ class Producer:
             core.room_bytes -= size
             core.append(body)
             return _IN_THE_WINDOW
-        flags = FLAGS_DEFAULT
-        if not persistent or priority != LANE_DEFAULT:
-            flags = flags_of(persistent=persistent, lane=priority)
-        core.post(as_body(body), as_properties(properties), flags)
+        flags = as_flags(persistent=persistent, priority=priority)
+        return self.post_encoded(as_body(body), as_properties(properties), flags)
+
+    def post_encoded(self, body: bytes, properties: bytes, flags: int) -> Posted:
+        """`post`, with properties as a JSON object (empty: none) and the flags of a batch."""
+        self._core.post(body, properties, flags)
         self._client.turn()
-        return _WindowFull(self) if core.full else _IN_THE_WINDOW
+        return _WindowFull(self) if self._core.full else _IN_THE_WINDOW
 
     async def ready(self) -> None:
         """Wait until the window has room."""
@@ -255,6 +257,13 @@ def as_body(body: object) -> bytes:
         return bytes(memoryview(body))  # type: ignore[arg-type]  # Raises if it is none.
     except TypeError as error:
         raise LocalProtocolError(f"a body is bytes, not {type(body).__name__}") from error
+
+
+def as_flags(*, persistent: bool, priority: int) -> int:
+    """The flags of a batch for messages of this kind."""
+    if persistent and priority == LANE_DEFAULT:
+        return FLAGS_DEFAULT
+    return flags_of(persistent=persistent, lane=priority)
 
 
 def as_properties(properties: Mapping[str, object] | None) -> bytes:

@@ -117,7 +117,8 @@ class ClientCore:
     @property
     def here(self) -> int:
         """The post office that new producers publish to; 0 before the client has entered."""
-        return self._here
+        offices = self.topology.offices
+        return self._here if self._here in offices else min(offices, default=0)
 
     @property
     def entry(self) -> str:
@@ -144,7 +145,7 @@ class ClientCore:
                 req=0,
                 queue=request.queue,
                 spread="one",
-                at=self._here,
+                at=self.here,
                 settings=request.settings,
             )
         self._ask(request, CATALOG_SID, _queue_to(token), now, queue=request.queue)
@@ -195,7 +196,7 @@ class ClientCore:
             if info is None:
                 return
             core = ProducerCore(
-                sid=info.sid if info.spread == "one" else self._here,
+                sid=info.sid if info.spread == "one" else self.here,
                 info=info,
                 producer=producer,
                 settings=self.settings,
@@ -516,11 +517,11 @@ class ClientCore:
                 self._lost(other, "the node was started anew", now, outbox)
         if not self.links.welcome(link, welcome, now, outbox):
             return
-        if welcome.known is not None:
-            self._learn(link, welcome.known, now, outbox)
         self._entered = True
         if self._entry is None:
             self._enter_by(link)
+        if welcome.known is not None:
+            self._learn(link, welcome.known, now, outbox)
 
     def _learn(self, link: Link, told: control.Topology, now: float, outbox: list[Effect]) -> None:
         link.told = (told.ver, told.hash)
@@ -530,8 +531,9 @@ class ClientCore:
         for consumer in self._consumers:
             self._place_legs(consumer, now, outbox)
         for producer in self._producers:
-            if producer.office not in told.streams and self._here in told.streams:
-                producer.rebind(self._here, now)
+            gone = producer.office not in told.streams
+            if gone and self.here and producer.info.spread == "every":
+                producer.rebind(self.here, now)
         for channel in self._channels():
             place = self.topology.place(channel.office)
             if (

@@ -233,13 +233,7 @@ class ProducerCore(Channel):
         """
         if self._error is not None:
             raise self._error
-        size = len(body) + len(properties)
-        if size > MESSAGE_BYTES_MAX or len(properties) > PROPERTIES_BYTES_MAX:
-            raise LocalProtocolError(
-                f"a message of {len(body)} bytes with {len(properties)} bytes of properties is"
-                f" above the limit ({MESSAGE_BYTES_MAX} in all, {PROPERTIES_BYTES_MAX} of"
-                " properties)"
-            )
+        size = check_size(body, properties)
         self._account()
         if (
             self._unanswered_messages >= 2 * self._settings.window_messages
@@ -599,6 +593,18 @@ class ProducerCore(Channel):
         self._next_n = next_n
         self._sent = deque((*before, *behind))
         self.reopened(now)
+
+
+def check_size(body: bytes, properties: bytes) -> int:
+    """The size of a message. Raises `LocalProtocolError` if it is too large."""
+    size = len(body) + len(properties)
+    if size > MESSAGE_BYTES_MAX or len(properties) > PROPERTIES_BYTES_MAX:
+        raise LocalProtocolError(
+            f"a message of {len(body)} bytes with {len(properties)} bytes of properties is"
+            f" above the limit ({MESSAGE_BYTES_MAX} in all, {PROPERTIES_BYTES_MAX} of"
+            " properties)"
+        )
+    return size
 
 
 def _no_room(body: bytes) -> None:

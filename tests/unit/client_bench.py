@@ -29,6 +29,7 @@ from tanist.core.run import Run
 from tanist.core.settings import ClientSettings
 from tanist.errors import Error
 from tanist.events import ClientEvent
+from tanist.wire import control
 from tests.unit.fake_node import FakeCluster, FakeConnection
 
 E = TypeVar("E")
@@ -216,12 +217,26 @@ class Bench:
 
     def _dial(self, dial: Dial) -> None:
         self.dials.append((self.now, dial.port))
-        node = next((n for n in self.cluster.nodes.values() if n.port == dial.port), None)
+        node = next(
+            (n for n in self.cluster.nodes.values() if dial.port in (n.port, n.other_port)), None
+        )
         if node is None or not node.alive:
             self.feed(DialFailed(dial.connection, "refused"))
             return
         self._connections[dial.connection] = node.accept(dial.connection)
         self.feed(Opened(dial.connection))
+
+    def close_channels(self, core: ProducerCore | ConsumerCore) -> None:
+        """As an application closes one of them."""
+        outbox: list[Effect] = []
+        self.core.close_channels(core, self.now, outbox)
+        self.execute(outbox)
+        self.run()
+
+    def feed_topology(self, topology: control.Topology) -> None:
+        """Have the client learn this on its first connection, as a push."""
+        next(iter(self._connections.values())).say(topology)
+        self.run()
 
     def connection_to(self, node: str) -> int:
         """The number of the client's connection to this node."""

@@ -268,6 +268,7 @@ class FakeNode:
         alive: A dead one refuses connections and says nothing.
         listed: Whether the topology has it.
         intercept: Sees each frame first; True: the node does nothing with it.
+        other_port: At which it can be reached, too; the topology does not say so.
         seen: All frames that came, with the number of their connection.
     """
 
@@ -275,6 +276,7 @@ class FakeNode:
         self.cluster = cluster
         self.name = name
         self.port = port
+        self.other_port = 0
         self.inc = 100 + port
         self.alive = True
         self.listed = True
@@ -282,6 +284,7 @@ class FakeNode:
         self.connections: dict[int, FakeConnection] = {}
         self.seen: list[tuple[int, Frame]] = []
         self.here = 0
+        self.channels_max = 256
 
     @property
     def locator(self) -> str:
@@ -364,6 +367,8 @@ class FakeNode:
                     self._count(connection, message)
             case control.OpenProducer() | control.OpenConsumer():
                 self._open(connection, number, message)
+            case control.Error():
+                self.lost(connection)  # The last word.
             case _:
                 raise AssertionError(f"a client said {message}")
 
@@ -373,7 +378,7 @@ class FakeNode:
         limits = control.ClientLimits(
             frame_bytes_max=FRAME_BYTES_MAX,
             message_bytes_max=MESSAGE_BYTES_MAX,
-            channels_max=256,
+            channels_max=self.channels_max,
         )
         owned = [o.sid for o in self.cluster.offices.values() if o.owner == self.name]
         here = self.here or min(owned or self.cluster.offices, default=0)
@@ -406,6 +411,16 @@ class FakeNode:
     def _is_owner(self, connection: FakeConnection, sid: int, req: int, channel: int) -> bool:
         if sid in self.cluster.waits:
             connection.say(control.Wait(req=req, sid=sid, why="a takeover is under way"), channel)
+            return False
+        if sid not in self.cluster.offices:
+            error = control.Error(
+                req=req,
+                code="not_found",
+                sentence=f"there is no post office {sid}",
+                retryable=True,
+                ends="channel" if channel else "nothing",
+            )
+            connection.say(error, channel)
             return False
         if self.cluster.offices[sid].owner == self.name:
             return True
