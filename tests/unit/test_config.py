@@ -239,12 +239,13 @@ def test_the_file_that_init_writes_has_every_key_with_its_default() -> None:
             part = part[key]
 
 
-def test_operations_md_tells_of_every_key() -> None:
-    # Given the page for operators
-    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+def test_the_pages_for_operators_tell_of_every_key() -> None:
+    # Given the page about the file, and the table of limits that it refers to
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "operations.md").read_text() + (docs / "limits.md").read_text()
     page = page.replace("### [[queue]]", "`queue`")
 
-    # When it is searched for every key of the file
+    # When they are searched for every key of the file
     paths = [*struct_keys(Config), *struct_keys(Queue, "queue.")]
     missing = [path for path in paths if f"`{path.split('.')[-1]}`" not in page]
 
