@@ -120,7 +120,7 @@ async def episode(kind: Kind, seed: int) -> Line:
         if mortal is not None:
             await mortal.took(100)
             line.victim = "a consumer"
-            history.events += mortal.kill()
+            history.events += await mortal.kill()
             await asyncio.sleep(AFTER_S + 2.0)
         else:
             await _fault(kind, chance, cluster, producers, consumers, history, line)
@@ -259,8 +259,8 @@ class _Mortal:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.append(line)
+        with self._process.stdout as told:
+            self._lines.extend(told)
 
     async def took(self, messages: int) -> None:
         """Until it has been handed so many."""
@@ -268,11 +268,12 @@ class _Mortal:
             while len(self._lines) < messages:
                 await asyncio.sleep(0.01)
 
-    def kill(self) -> list[Recorded]:
+    async def kill(self) -> list[Recorded]:
         """End it, and say what it had told."""
         self._process.kill()
         at = time.monotonic()
         self._process.wait()
+        await self._reading
         told: list[Recorded] = [
             _DECODER.decode(line) for line in self._lines if line.endswith(b"\n")
         ]
