@@ -131,8 +131,6 @@ class Consumer:
         ready = self._ready
         for first, end in reversed(list(run.held)):
             ready.extend([Message(run, index) for index in range(end - 1, first - 1, -1)])
-        if self._core.wants_turn:
-            self._client.turn()
         return True
 
     async def _fill(self) -> None:

@@ -102,11 +102,6 @@ class ConsumerCore:
         """Messages delivered and not settled."""
         return self._held_messages
 
-    @property
-    def wants_turn(self) -> bool:
-        """`take` emptied the buffer: even little credit is worth giving now."""
-        return not self._buffer
-
     def want(self) -> None:
         """The application takes messages (again)."""
         if not self.prefetch.wanted:
@@ -118,8 +113,6 @@ class ConsumerCore:
         while self._buffer:
             run = self._buffer.popleft()
             if run.held:
-                if not self._buffer:
-                    self.changed()
                 return run
         return None
 
@@ -265,7 +258,6 @@ class ConsumerCore:
                 open_legs,
                 held_messages=self._held_messages,
                 held_bytes=self._held_bytes,
-                buffered=bool(self._buffer),
                 now=now,
                 outbox=outbox,
             )

@@ -105,6 +105,8 @@ class Leg(Channel):
         """Messages wait for credit."""
         self.called_back = False
         """It was asked to give its credit back, and has not answered."""
+        self.planned_only = False
+        """It has answered: what is outstanding was planned by then, and will come."""
         self.delivered_at = now
         self._fresh = 0
         """The offset after the highest that was delivered here."""
@@ -133,6 +135,7 @@ class Leg(Channel):
         self.granted_messages = max(self.granted_messages, self.delivered_messages) + messages
         self.granted_bytes = max(self.granted_bytes, self.delivered_bytes) + bytes_
         self.ready_since = None
+        self.planned_only = False
         self._say_credit(0, outbox)
 
     def call_back(self, outbox: list[Effect]) -> None:
@@ -272,7 +275,7 @@ class Leg(Channel):
         self.granted_messages = self.granted_bytes = 0
         self.delivered_messages = self.delivered_bytes = 0
         self.ready_since = None
-        self.called_back = False
+        self.called_back = self.planned_only = False
         self.delivered_at = now
         if self.fails_over:
             self.fails_over = False
@@ -339,7 +342,7 @@ class Leg(Channel):
         self.granted_messages = self.granted_bytes = 0
         self.delivered_messages = self.delivered_bytes = 0
         self.ready_since = None
-        self.called_back = False
+        self.called_back = self.planned_only = False
         for settlement in self._unanswered:
             settlement.a = 0
         self.consumer.changed()
@@ -411,6 +414,7 @@ class Leg(Channel):
                 planned = hot.read_credit(received.payload)
                 self.granted_messages, self.granted_bytes = planned
                 self.called_back = False
+                self.planned_only = True
             case _:
                 raise RemoteProtocolError(
                     f"{Verb(received.verb).name} on a consumer's channel",

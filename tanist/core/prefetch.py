@@ -19,7 +19,7 @@ from tanist.core.leg import Leg
 from tanist.core.settings import READY_S
 
 _GRANT_SHARE = 8
-"""READY legs are given credit when an eighth of the prefetch is free, or nothing is buffered:
+"""READY legs are given credit when an eighth of the prefetch is free, less only after 20 ms:
 else a consumer that acks one at a time would be sent one at a time."""
 
 
@@ -45,7 +45,6 @@ class Prefetch:
         *,
         held_messages: int,
         held_bytes: int,
-        buffered: bool,
         now: float,
         outbox: list[Effect],
     ) -> None:
@@ -61,29 +60,54 @@ class Prefetch:
         share_messages = self.messages_max // (2 * len(legs))
         share_bytes = self.bytes_max // (2 * len(legs))
         for leg in legs:
-            # Topped up when half of it is gone, not at every delivery.
-            short = (
-                2 * leg.outstanding_messages <= share_messages
-                or 2 * leg.outstanding_bytes <= share_bytes
-            )
-            if short and share_messages and share_bytes and not leg.called_back:
-                messages = min(share_messages - leg.outstanding_messages, free_messages)
-                bytes_ = min(share_bytes - leg.outstanding_bytes, free_bytes)
-                given = self._grant(leg, messages, bytes_, outbox)
+            if leg.called_back or not share_messages or not share_bytes:
+                continue
+            short_messages = share_messages - leg.outstanding_messages
+            short_bytes = share_bytes - leg.outstanding_bytes
+            # Topped up when half of it is gone, and by what is worth a frame.
+            if (
+                2 * max(short_messages, 0) >= share_messages
+                or 2 * max(short_bytes, 0) >= share_bytes
+            ) and (2 * free_messages >= short_messages and 2 * free_bytes >= short_bytes):
+                given = self._grant(
+                    leg, min(short_messages, free_messages), min(short_bytes, free_bytes), outbox
+                )
                 free_messages -= given[0]
                 free_bytes -= given[1]
         ready = [leg for leg in legs if leg.ready_since is not None and not leg.called_back]
-        if ready and (not buffered or _GRANT_SHARE * free_messages >= self.messages_max):
-            self._turn += 1
-            first = self._turn % len(ready)
-            order = ready[first:] + ready[:first]
-            for left, leg in zip(range(len(order), 0, -1), order, strict=True):
-                messages = -(-max(0, free_messages) // left)
-                bytes_ = -(-max(0, free_bytes) // left)
-                given = self._grant(leg, messages, bytes_, outbox)
+        if ready and (free_messages > 0 or free_bytes > 0):
+            worth = any(
+                _GRANT_SHARE * (leg.outstanding_messages + free_messages) >= self.messages_max
+                and _GRANT_SHARE * (leg.outstanding_bytes + free_bytes) >= self.bytes_max
+                for leg in ready
+            )
+            if worth or now >= self._ready_for_long(ready):
+                given = self._grant_ready(ready, free_messages, free_bytes, outbox)
                 free_messages -= given[0]
                 free_bytes -= given[1]
+            elif free_messages > 0 and free_bytes > 0:
+                self._starving = True
         self._call_back(legs, free_messages, free_bytes, now, outbox)
+
+    def _ready_for_long(self, legs: Sequence[Leg]) -> float:
+        """When the first of these legs has been READY for long enough."""
+        since = [leg.ready_since for leg in legs if leg.ready_since is not None]
+        return min(since) + READY_S
+
+    def _grant_ready(
+        self, ready: list[Leg], free_messages: int, free_bytes: int, outbox: list[Effect]
+    ) -> tuple[int, int]:
+        """Share what is free among legs for which messages wait; another one is first each time."""
+        self._turn += 1
+        first = self._turn % len(ready)
+        messages_left, bytes_left = free_messages, free_bytes
+        for left, leg in zip(range(len(ready), 0, -1), ready[first:] + ready[:first], strict=True):
+            messages = -(-max(0, messages_left) // left)
+            bytes_ = -(-max(0, bytes_left) // left)
+            given = self._grant(leg, messages, bytes_, outbox)
+            messages_left -= given[0]
+            bytes_left -= given[1]
+        return free_messages - messages_left, free_bytes - bytes_left
 
     def _grant(self, leg: Leg, messages: int, bytes_: int, outbox: list[Effect]) -> tuple[int, int]:
         messages, bytes_ = max(0, messages), max(0, bytes_)
@@ -104,17 +128,20 @@ class Prefetch:
     ) -> None:
         if free_messages > 0 and free_bytes > 0:
             return
-        ready = [leg.ready_since for leg in legs if leg.ready_since is not None]
+        ready = [leg for leg in legs if leg.ready_since is not None]
         if not ready or any(leg.called_back for leg in legs):
             return
         idle = [
             leg
             for leg in legs
-            if leg.ready_since is None and leg.outstanding_messages and leg.outstanding_bytes
+            if leg.ready_since is None
+            and not leg.planned_only
+            and leg.outstanding_messages
+            and leg.outstanding_bytes
         ]
         if not idle:
             return
-        if now < min(ready) + READY_S:
+        if now < self._ready_for_long(ready):
             self._starving = True
             return
         min(idle, key=lambda leg: (leg.delivered_at, leg.office)).call_back(outbox)
@@ -123,14 +150,10 @@ class Prefetch:
         """Nothing is wanted any more: what comes now was planned before."""
         self.wanted = False
         for leg in legs:
-            if not leg.called_back and (leg.outstanding_messages or leg.outstanding_bytes):
+            unused = leg.outstanding_messages or leg.outstanding_bytes
+            if unused and not leg.called_back and not leg.planned_only:
                 leg.call_back(outbox)
 
     def next_deadline(self, legs: Sequence[Leg]) -> float | None:
-        """When credit may be called back, if nothing happens before."""
-        if not self._starving:
-            return None
-        return min(
-            (leg.ready_since + READY_S for leg in legs if leg.ready_since is not None),
-            default=None,
-        )
+        """When credit is to be given or called back, if nothing happens before."""
+        return self._ready_for_long(legs) if self._starving else None

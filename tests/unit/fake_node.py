@@ -587,7 +587,8 @@ class FakeNode:
         connection.say(control.Closed(req=req), number)
 
     def _return_all(self, channel: FakeChannel) -> None:
-        for part in self.cluster.offices[channel.sid].parts.values():
+        office = self.cluster.offices.get(channel.sid)
+        for part in office.parts.values() if office is not None else ():
             for stored in part:
                 if stored.state == "in flight" and stored.holder == channel.holder:
                     stored.state, stored.redelivered = "ready", True
