@@ -30,7 +30,7 @@ from tanist.core.leg import Stale
 from tanist.core.producer import FLAGS_DEFAULT, Confirmed, check_size
 from tanist.errors import ClosedError, Error, LocalProtocolError
 from tanist.message import Message
-from tanist.producer import Producer as AsyncProducer, as_body, as_flags, as_properties
+from tanist.producer import Body, Producer as AsyncProducer, as_body, as_flags, as_properties
 from tanist.wire.batch import LANE_DEFAULT
 from tanist.wire.control import QueueInfo
 
@@ -314,7 +314,7 @@ class Producer:
 
     def post(
         self,
-        body: bytes,
+        body: Body,
         properties: Mapping[str, object] | None = None,
         *,
         persistent: bool = True,
@@ -324,9 +324,9 @@ class Producer:
         what `flush` tells; what ended the producer is raised by a later call."""
         self._thread.check()
         encoded = as_properties(properties)
-        body = as_body(body)
-        self._bytes += check_size(body, encoded)
-        item = (body, encoded, as_flags(persistent=persistent, priority=priority))
+        plain = as_body(body)
+        self._bytes += check_size(plain, encoded)
+        item = (plain, encoded, as_flags(persistent=persistent, priority=priority))
         waiting = self._hand_over.put(item)
         if waiting >= HANDED_OVER_MAX or self._bytes >= HANDED_OVER_BYTES_MAX:
             self._thread.call(self._hand_over.all())
@@ -342,7 +342,7 @@ class Producer:
 
     def send(
         self,
-        body: bytes,
+        body: Body,
         properties: Mapping[str, object] | None = None,
         *,
         persistent: bool = True,
@@ -361,7 +361,7 @@ class Producer:
 
     def send_many(
         self,
-        bodies: Iterable[bytes],
+        bodies: Iterable[Body],
         properties: Mapping[str, object] | None = None,
         *,
         persistent: bool = True,

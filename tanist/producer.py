@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tanist.client import Client
 
 
+Body = bytes | bytearray | memoryview
+"""What is not `bytes` is copied when it is posted."""
+
+
 class Posted(Protocol):
     """What `post` returns. To await it means to wait until the window has room."""
 
@@ -119,7 +123,7 @@ class Producer:
 
     def post(
         self,
-        body: bytes,
+        body: Body,
         properties: Mapping[str, object] | None = None,
         *,
         persistent: bool = True,
@@ -171,7 +175,7 @@ class Producer:
 
     async def send(
         self,
-        body: bytes,
+        body: Body,
         properties: Mapping[str, object] | None = None,
         *,
         persistent: bool = True,
@@ -192,7 +196,7 @@ class Producer:
 
     async def send_many(
         self,
-        bodies: Iterable[bytes],
+        bodies: Iterable[Body],
         properties: Mapping[str, object] | None = None,
         *,
         persistent: bool = True,
@@ -247,16 +251,15 @@ class Producer:
             await self.close()
 
 
-def as_body(body: object) -> bytes:
-    """The body as bytes; raises `LocalProtocolError` for what is not bytes-like."""
+def as_body(body: Body) -> bytes:
+    """The body as bytes; raises `LocalProtocolError` for what is none of these."""
     if isinstance(body, bytes):
         return body
-    if isinstance(body, str):
-        raise LocalProtocolError("a body is bytes: encode text, for instance body.encode()")
-    try:
-        return bytes(memoryview(body))  # type: ignore[arg-type]  # Raises if it is none.
-    except TypeError as error:
-        raise LocalProtocolError(f"a body is bytes, not {type(body).__name__}") from error
+    if not isinstance(body, bytearray | memoryview):
+        raise LocalProtocolError(
+            f"a body is bytes, not {type(body).__name__}: encode text, for instance with .encode()"
+        )
+    return bytes(body)
 
 
 def as_flags(*, persistent: bool, priority: int) -> int:

@@ -156,4 +156,6 @@ class Prefetch:
 
     def next_deadline(self, legs: Sequence[Leg]) -> float | None:
         """When credit is to be given or called back, if nothing happens before."""
-        return self._ready_for_long(legs) if self._starving else None
+        # A leg may have been closed since the balance was struck.
+        ready = [leg for leg in legs if leg.ready_since is not None]
+        return self._ready_for_long(ready) if self._starving and ready else None

@@ -270,8 +270,9 @@ class ProducerCore(Channel):
             self.room = self.room_bytes = self._offered_bytes = 0
             return
         self.append = batch.bodies.append
+        # The message that fills the window comes by `post`, which says to wait.
         self.room = min(
-            COUNT_MAX - batch.count, settings.window_messages - self._unanswered_messages
+            COUNT_MAX - batch.count, settings.window_messages - self._unanswered_messages - 1
         )
         self.room_bytes = self._offered_bytes = max(
             0,
