@@ -197,7 +197,9 @@ def is_whole(status: Status, nodes: int) -> bool:
         len(up) == nodes
         and len(status["streams"]) == len(status["nodes"]) + 1
         and all(
-            len(stream["in_sync"]) > len(stream["wanted"]) and not stream["warnings"]
+            len(stream["in_sync"]) > len(stream["wanted"])
+            # A single node is unprotected, and says so.
+            and (nodes == 1 or not stream["warnings"])
             for stream in status["streams"].values()
         )
     )
