@@ -60,8 +60,8 @@ def run(
 
 def _alone(directory: str) -> Config:
     say(
-        f"one node alone, at tanist://127.0.0.1:{CLIENT_PORT}: every message is in one copy, in its"
-        " memory (unprotected)\n"
+        f"starting one node alone, at tanist://127.0.0.1:{CLIENT_PORT}: every message is in one"
+        " copy, in its memory (unprotected)\n"
         "in another terminal:\n"
         "  echo hello | tanist send greetings\n"
         "  tanist receive greetings\n"
