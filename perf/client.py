@@ -153,11 +153,11 @@ class Node:
 class NearClient(Client):
     """A client whose connections lead to `Node`."""
 
-    node: Node
+    near: Node
 
     def _dial(self, dial: Dial) -> None:
-        self.node = Node(self, dial.connection)
-        self.connected(dial.connection, cast(asyncio.Transport, self.node))
+        self.near = Node(self, dial.connection)
+        self.connected(dial.connection, cast(asyncio.Transport, self.near))
 
 
 Work = Callable[[NearClient], Awaitable[int]]
@@ -252,9 +252,9 @@ async def once_us(work: Work) -> float:
     settings = ClientSettings()
     client = NearClient(["127.0.0.1:7472"], settings)
     async with client:
-        before_s, begin = client.node.spent_s, perf_counter()
+        before_s, begin = client.near.spent_s, perf_counter()
         messages = await work(client)
-        elapsed_s = perf_counter() - begin - (client.node.spent_s - before_s)
+        elapsed_s = perf_counter() - begin - (client.near.spent_s - before_s)
     return elapsed_s / messages * 1e6
 
 

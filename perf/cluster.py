@@ -7,10 +7,7 @@ limit; what a node logged is kept in its directory.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,11 +17,12 @@ from types import TracebackType
 from typing import Any, Final
 
 import tanist
-from broker.commands.local_cluster import LocalNode, free_ports, write_local_cluster
+from broker.commands.local_cluster import free_ports, write_local_cluster
+from perf.node_process import NodeProcess
 
 PORTS_ABOVE: Final = 21_000
 READY_S_MAX: Final = 30.0
-STOP_S_MAX: Final = 15.0
+LOG_LINES_SHOWN: Final = 25
 _CLIENTS, _OTHERS = 1, 2
 
 Status = dict[str, Any]
@@ -46,8 +44,8 @@ class Cluster:
     def __init__(self, nodes: int, *, extra: str = "", ports_above: int = PORTS_ABOVE) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="tanist-"))
         ports = free_ports((_CLIENTS + _OTHERS) * nodes, above=ports_above)
-        self._nodes: dict[str, LocalNode] = {
-            node.name: node
+        self._nodes = {
+            node.name: NodeProcess(node)
             for node in write_local_cluster(
                 self.directory,
                 nodes=nodes,
@@ -56,7 +54,6 @@ class Cluster:
                 extra=extra,
             )
         }
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -67,39 +64,30 @@ class Cluster:
         return "tanist://" + ",".join(node.clients for node in self._nodes.values())
 
     def url_of(self, name: str) -> str:
-        return f"tanist://{self._nodes[name].clients}"
+        return self._nodes[name].url
 
     def pid(self, name: str) -> int:
-        return self._processes[name].pid
+        return self._nodes[name].pid
 
     # Processes
 
     def start(self, name: str) -> None:
         """Start a node, for the first time or again."""
-        assert name not in self._processes or self._processes[name].poll() is not None
-        with self._log(name).open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "broker.cli", "run", str(self._nodes[name].file)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self._nodes[name].start()
 
     def kill(self, name: str) -> None:
         """End it at once, as a crash would."""
-        process = self._processes[name]
-        process.kill()
-        process.wait()
+        self._nodes[name].kill()
 
     def stop(self, name: str) -> None:
         """Have it stand still: it keeps its memory and its sockets."""
-        self._processes[name].send_signal(signal.SIGSTOP)
+        self._nodes[name].freeze()
 
     def go_on(self, name: str) -> None:
-        self._processes[name].send_signal(signal.SIGCONT)
+        self._nodes[name].thaw()
 
     def running(self) -> list[str]:
-        return [name for name, process in self._processes.items() if process.poll() is None]
+        return [name for name, node in self._nodes.items() if node.is_running]
 
     async def __aenter__(self) -> Cluster:
         try:
@@ -123,32 +111,20 @@ class Cluster:
 
     def close(self) -> None:
         """End all processes and remove their files."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        until = time.monotonic() + STOP_S_MAX
-        for process in self._processes.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, until - time.monotonic()))
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        for node in self._nodes.values():
+            node.end()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # What they say
 
-    def _log(self, name: str) -> Path:
-        return self.directory / f"{name}.log"
-
     def log_of(self, name: str) -> str:
-        path = self._log(name)
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        log = self._nodes[name].log
+        return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
-    def logs(self, lines: int = 25) -> str:
+    def logs(self) -> str:
         """The end of each node's log."""
         ends = [
-            f"--- {name}\n" + "\n".join(self.log_of(name).splitlines()[-lines:])
+            f"--- {name}\n" + "\n".join(self.log_of(name).splitlines()[-LOG_LINES_SHOWN:])
             for name in self._nodes
         ]
         return "\n".join(ends)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tanist
-from broker.commands.local_cluster import LocalNode, free_ports, write_local_cluster
+from broker.commands.local_cluster import free_ports, write_local_cluster
 from broker.commands.status import ask_all, put_together
+from perf.node_process import NodeProcess
 
 READY_S_MAX = 30.0
 LOG_LINES_SHOWN = 100
@@ -27,71 +24,6 @@ def wait_until(condition: Callable[[], bool], *, what: str, seconds: float = REA
     while not condition():
         assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"
         time.sleep(0.02)
-
-
-class NodeProcess:
-    """One node: started, killed, stopped and continued by its process id."""
-
-    def __init__(self, node: LocalNode) -> None:
-        self.name = node.name
-        self.clients = node.clients
-        self.url = f"tanist://{node.clients}"
-        self.log = node.file.with_name("log")
-        self._file = node.file
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def start(self) -> None:
-        """Start the process, again if it was over: a new incarnation in the same directory."""
-        assert not self.is_running
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "broker.cli", "run", str(self._file), "--log", "json"],
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-                # What goes to our terminal or group is not for the nodes.
-                start_new_session=True,
-            )
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until the process is over."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self) -> int:
-        """SIGTERM, as an operator does. Returns the exit code."""
-        assert self._process is not None
-        self._process.terminate()
-        return self._process.wait(READY_S_MAX)
-
-    def freeze(self) -> None:
-        """SIGSTOP: neither dead nor alive."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-
-    def serves(self) -> bool:
-        """Whether it takes clients."""
-        host, _, port = self.clients.rpartition(":")
-        try:
-            with socket.create_connection((host, int(port)), timeout=1):
-                return True
-        except OSError:
-            return False
-
-    def logged(self, event: str) -> bool:
-        """Whether a line of its log has this text in it."""
-        return event in self.log.read_text(errors="replace")
 
 
 class Cluster:
@@ -170,8 +102,7 @@ class Cluster:
     def close(self) -> None:
         """End all that runs, whatever state it is in."""
         for node in self.nodes:
-            if node.is_running:
-                node.kill()
+            node.end()
 
     def show_logs(self) -> None:
         """For the report of a test that failed."""
