@@ -46,7 +46,7 @@ class Backup:
         "why",
     )
 
-    def __init__(self, who: Incarnation, heard_at: float) -> None:
+    def __init__(self, who: Incarnation, now: float) -> None:
         self.who = who
         self.aligned = False
         self.why = ""
@@ -56,8 +56,8 @@ class Backup:
         self.free = 0
         self.number = 0
         self.first_end: int | None = None
-        self.heard_at = heard_at
-        self.progress_at = heard_at
+        self.heard_at = now
+        self.progress_at = now
         self.answered_at = float("-inf")
         self.greeted_first_at: float | None = None
         self.greeted_at = float("-inf")

@@ -178,19 +178,21 @@ class Owner(Generic[OpT, ResultT]):
         self._ticked_at = now
         self._quiet_since: float | None = None  # The last op or release that no tick told of.
         self._turn_at = now
-        self._listening_since = float("-inf")
+        self._listening_since = now
+        self._before: Incarnation | None = None
+        self._began_at = now
 
     def begin(self, before: Incarnation | None, now: float, outbox: list[Effect]) -> None:
         """The tail is applied and the history written: tell the others.
 
-        `before` owned the stream until now. It was replaced for its silence, so if it is still
-        in sync there are too few copies without it, and it is missed from the beginning: to
-        wait as long again before others are invited, it might have taken over in turn.
+        `before` owned the stream until now. It was replaced for its silence, so it is missed
+        from the beginning if it is still in sync, and there are too few copies without it:
+        before it were silent for as long again, it might have taken over in turn.
         """
+        self._before, self._began_at = before, now
         for who in self._entry.isr:
             if who != self._seat.me:
-                heard_at = now - self._silence_s if who == before else now
-                self._backups[who] = Backup(who, heard_at)
+                self._backups[who] = Backup(who, now)
         self._renew(now)
         for backup in self._waited_for:
             self._greet(backup, now, outbox)
@@ -693,9 +695,7 @@ class Owner(Generic[OpT, ResultT]):
             # released between the proposal and its outcome.
             self._candidate, self._candidate_since = candidate, now
             self._renew(now)
-        # After a takeover commit lags behind what the former owner released; all that is
-        # below the log's end as of the promotion.
-        if candidate.aligned and candidate.receipt >= max(self.commit, self._promoted_end - 1):
+        if candidate.aligned and self._has_all(candidate):
             self._candidate = None
             isr = self._entry.isr
             function = Expand(
@@ -716,6 +716,12 @@ class Owner(Generic[OpT, ResultT]):
             self._candidate = None
             self._renew(now)
             self._advance(now, outbox)
+
+    def _has_all(self, candidate: Backup) -> bool:
+        """Whether it has every op that was ever released, in whatever epoch."""
+        # After a takeover commit lags behind what the former owner released, but all of that
+        # is below the log's end as of the promotion.
+        return candidate.receipt >= max(self.commit, self._promoted_end - 1)
 
     def _choose(self, now: float) -> Backup | None:
         """A joiner that may be taken in: near to the log's end, wanted or needed."""
@@ -747,23 +753,24 @@ class Owner(Generic[OpT, ResultT]):
         """Let go whom the guard lets go. Says whom commit has to wait for all the same."""
         outstanding = self.commit < self._sealed_end - 1
         stuck = ""
-        for who, why in self._leavers(outstanding, now):
-            function = Shrink(
-                sid=self._sid,
-                epoch=self.epoch,
-                me=self._seat.me,
-                member=who,
-                base=self._entry.isr,
-                why=why,
-            )
+        leavers = self._leavers(outstanding, now)
+        for who, why in leavers:
+            function = self._without(who, why)
             if function.apply(self._value)[1] != DONE:
                 if outstanding and why is not ShrinkWhy.SURPLUS:
                     stuck = f"{who} is {why}, and too few copies would stay without it"
-            elif self._isr_change_pending() or (self.held is not None and self._candidate):
-                pass  # One change at a time; and with too few copies a joiner comes first.
-            else:
+            elif not self._isr_change_pending() and (self.held is None or self._candidate is None):
+                # One change at a time; and with too few copies a joiner comes first.
                 isr = tuple(member for member in self._entry.isr if member != who)
                 self._propose(function, isr, now, outbox)
+        missed = self._missed()
+        if (
+            missed is not None
+            and outstanding
+            and not stuck
+            and self._without(missed, ShrinkWhy.SLOW).apply(self._value)[1] != DONE
+        ):
+            stuck = f"{missed} was replaced, and too few copies would stay without it"
         for pending in self._pending.values():
             if (
                 outstanding
@@ -772,6 +779,23 @@ class Owner(Generic[OpT, ResultT]):
             ):
                 stuck = f"the register does not answer; {pending.function.member} shall leave"
         return stuck
+
+    def _without(self, who: Incarnation, why: ShrinkWhy) -> Shrink:
+        return Shrink(
+            sid=self._sid,
+            epoch=self.epoch,
+            me=self._seat.me,
+            member=who,
+            base=self._entry.isr,
+            why=why,
+        )
+
+    def _missed(self) -> Incarnation | None:
+        """The owner before this one, until it is heard, if it is in sync."""
+        before = self._before
+        if before is None or before not in self._entry.isr:
+            return None
+        return before if self._backups[before].heard_at <= self._began_at else None
 
     def _leavers(self, outstanding: bool, now: float) -> list[tuple[Incarnation, ShrinkWhy]]:
         """The members that should leave the in-sync set, and why."""
