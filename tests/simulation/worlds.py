@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from tests.simulation.faults import Profile
 from tests.simulation.register_world import RegisterWorld
+from tests.simulation.stream_world import run_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,5 +25,14 @@ def _register(seed: int) -> Report:
     return Report(asdict(RegisterWorld(seed).run()))
 
 
-WORLDS: Final[dict[str, Callable[[int], Report]]] = {"register": _register}
+def _streams(profile: Profile) -> Callable[[int], Report]:
+    return lambda seed: Report(dict(run_world(seed, profile)))
+
+
+WORLDS: Final[dict[str, Callable[[int], Report]]] = {
+    "register": _register,
+    "streams": _streams(Profile.PLAIN),
+    "streams-tight": _streams(Profile.TIGHT),
+    "streams-steady": _streams(Profile.STEADY),
+}
 """Each runs one seed; an invariant that does not hold is raised as an `AssertionError`."""
