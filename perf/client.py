@@ -8,8 +8,8 @@ answers in the same thread: confirms what is published, delivers runs of 600 mes
 credit goes, answers acks. The time that it takes itself is measured and taken off. Best of 7
 rounds; collection is off.
 
-Not shown: the kernel's share (sockets, wake-ups), and waiting. A producer that has nothing to
-post but one message a turn pays for the turn: see `perf.throughput` for that.
+Not shown: the kernel's share (sockets, wake-ups), and waiting. What one message at a time costs
+is two turns of the loop, one to send and one to read the confirm.
 
 Each result is a line for people, and with `--json` one JSON object for `perf/history/`.
 """
@@ -202,6 +202,14 @@ async def send(client: NearClient) -> int:
     return each * SENDERS
 
 
+async def send_alone(client: NearClient) -> int:
+    producer = await client.producer("q")
+    each = MESSAGES // 20
+    for _ in range(each):
+        await producer.send(BODY)
+    return each
+
+
 async def consume(client: NearClient) -> int:
     consumer = await client.consumer("q")
     left = MESSAGES
@@ -241,6 +249,7 @@ WORK: dict[str, Work] = {
     "await post": post_awaited,
     "await post, with properties": post_with_properties,
     f"await send, {SENDERS} at a time": send,
+    "await send, one at a time": send_alone,
     "async for, ack": consume,
     "async for, body, ack": consume_bodies,
     "async for, processing": consume_processing,

@@ -127,6 +127,8 @@ class Client:
         self._dials: dict[int, asyncio.Task[None]] = {}
         self._consumers: dict[ConsumerCore, Consumer] = {}
         self._outbox: list[Effect] = []
+        self._writes: dict[int, list[Part]] = {}
+        self._hangups: list[int] = []
         self._turn_ends = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -425,6 +427,7 @@ class Client:
         if self._core is None:
             return
         self._core.handle(event, self._loop.time(), self._outbox)
+        self._carry_out()
         self.turn()
 
     def _end_turn(self) -> None:
@@ -433,13 +436,31 @@ class Client:
         assert core is not None
         if core.has_work:
             core.handle(Wake(), self._loop.time(), self._outbox)
+            self._carry_out()
+        if self._writes:
+            writes, self._writes = self._writes, {}
+            for connection, parts in writes.items():
+                transport = self._transports.get(connection)
+                if transport is not None:
+                    # Not `writelines`: it joins as well, and on some loops writes each part.
+                    transport.write(b"".join(parts))
+        if self._hangups:
+            hangups, self._hangups = self._hangups, []
+            for connection in hangups:
+                self._hang_up(connection)
+        self._set_timer(core)
+
+    def _carry_out(self) -> None:
+        """Do what the core says, except to write and to hang up, which is for the turn's end.
+
+        Whoever is woken by it runs before that, so that what he then posts or acks leaves
+        in the same write.
+        """
         effects, self._outbox = self._outbox, []
-        writes: dict[int, list[Part]] = {}
-        hangups: list[int] = []
         for effect in effects:
             match effect:
                 case Write():
-                    writes.setdefault(effect.connection, []).extend(effect.parts)
+                    self._writes.setdefault(effect.connection, []).extend(effect.parts)
                 case Resolve():
                     _resolve(effect)
                 case Deliverable():
@@ -451,20 +472,12 @@ class Client:
                 case Dial():
                     self._dial(effect)
                 case Hangup():
-                    hangups.append(effect.connection)
+                    self._hangups.append(effect.connection)
                 case Tell():
                     for telling in self._listeners:
                         telling.tell(effect.event)
                 case _:
                     assert_never(effect)
-        for connection, parts in writes.items():
-            transport = self._transports.get(connection)
-            if transport is not None:
-                # Not `writelines`: it joins as well, and on some loops writes each part.
-                transport.write(b"".join(parts))
-        for connection in hangups:
-            self._hang_up(connection)
-        self._set_timer(core)
 
     def _set_timer(self, core: ClientCore) -> None:
         deadline = core.next_deadline()

@@ -7,9 +7,9 @@ leave at the end of the loop's turn. `send` waits for the confirm of one message
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Awaitable, Generator, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -25,32 +25,13 @@ Body = bytes | bytearray | memoryview
 """What is not `bytes` is copied when it is posted."""
 
 
-class Posted(Protocol):
-    """What `post` returns. To await it means to wait until the window has room."""
-
-    def __await__(self) -> Generator[None, None, None]: ...
-
-
-class _InTheWindow:
-    """There is room: awaiting it takes no turn of the loop."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
-
-
-_IN_THE_WINDOW: Final = _InTheWindow()
-
-
 class _WindowFull:
     __slots__ = ("_producer",)
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
 
-    def __await__(self) -> Generator[None, None, None]:
+    def __await__(self) -> Generator[object, None, None]:
         yield from self._producer.ready().__await__()
 
 
@@ -102,6 +83,10 @@ class Producer:
         self._client = client
         self._core = core
         self._loop = asyncio.get_running_loop()
+        # What `post` returns while there is room. To await a future that is done takes no turn
+        # of the loop, and is cheaper than any object of our own.
+        self._in_the_window: asyncio.Future[None] = self._loop.create_future()
+        self._in_the_window.set_result(None)
 
     @property
     def queue(self) -> str:
@@ -128,7 +113,7 @@ class Producer:
         *,
         persistent: bool = True,
         priority: int = LANE_DEFAULT,
-    ) -> Posted:
+    ) -> Awaitable[None]:
         """Publish a message, without waiting for anything.
 
         The result may be awaited: that waits for room, if the window of messages posted and
@@ -140,27 +125,25 @@ class Producer:
         producer (`QueueNotFound`, `ClosedError`).
         """
         core = self._core
-        # While the open batch has room, two checks and an append: half the cost of `core.post`.
+        # While the open batch has room: a third of what `core.post` costs.
         if (
-            core.room > 0
+            type(body) is bytes
+            and (left := core.room - len(body)) > 0
             and properties is None
             and persistent
             and priority == LANE_DEFAULT
-            and type(body) is bytes
-            and (size := len(body)) <= core.room_bytes
         ):
-            core.room -= 1
-            core.room_bytes -= size
+            core.room = left - 1
             core.append(body)
-            return _IN_THE_WINDOW
+            return self._in_the_window
         flags = as_flags(persistent=persistent, priority=priority)
         return self.post_encoded(as_body(body), as_properties(properties), flags)
 
-    def post_encoded(self, body: bytes, properties: bytes, flags: int) -> Posted:
+    def post_encoded(self, body: bytes, properties: bytes, flags: int) -> Awaitable[None]:
         """`post`, with properties as a JSON object (empty: none) and the flags of a batch."""
         self._core.post(body, properties, flags)
         self._client.turn()
-        return _WindowFull(self) if self._core.full else _IN_THE_WINDOW
+        return _WindowFull(self) if self._core.full else self._in_the_window
 
     async def ready(self) -> None:
         """Wait until the window has room."""

@@ -306,7 +306,8 @@ class ConsumerCore:
         self.changed()
 
     def next_deadline(self) -> float | None:
-        return self.prefetch.next_deadline(self._open_legs())
+        """When credit is to be given or called back, if nothing happens before."""
+        return self.prefetch.next_deadline(self._open_legs()) if self.prefetch.starving else None
 
     def check(self) -> None:
         """Verify every invariant. For tests and simulation; `O(runs)`."""

@@ -28,6 +28,8 @@ class Prefetch:
 
     Attributes:
         wanted: Whether the application takes messages at all; if not, nothing is granted.
+        starving: Credit is to be given or called back when a leg has been READY for long.
+        starving: A leg for which messages wait is to get credit soon, if nothing happens before.
     """
 
     def __init__(self, *, messages_max: int, bytes_max: int) -> None:
@@ -37,7 +39,7 @@ class Prefetch:
         self.bytes_max = bytes_max
         self.wanted = True
         self._turn = 0
-        self._starving = False
+        self.starving = False
 
     def balance(
         self,
@@ -49,7 +51,7 @@ class Prefetch:
         outbox: list[Effect],
     ) -> None:
         """Give credit, or call some back. `legs`: those that are open."""
-        self._starving = False
+        self.starving = False
         if not self.wanted or not legs:
             return
         free_messages = self.messages_max - held_messages
@@ -86,7 +88,7 @@ class Prefetch:
                 free_messages -= given[0]
                 free_bytes -= given[1]
             elif free_messages > 0 and free_bytes > 0:
-                self._starving = True
+                self.starving = True
         self._call_back(legs, free_messages, free_bytes, now, outbox)
 
     def _ready_for_long(self, legs: Sequence[Leg]) -> float:
@@ -142,7 +144,7 @@ class Prefetch:
         if not idle:
             return
         if now < self._ready_for_long(ready):
-            self._starving = True
+            self.starving = True
             return
         min(idle, key=lambda leg: (leg.delivered_at, leg.office)).call_back(outbox)
 
@@ -154,8 +156,6 @@ class Prefetch:
             if unused and not leg.called_back and not leg.planned_only:
                 leg.call_back(outbox)
 
-    def next_deadline(self, legs: Sequence[Leg]) -> float | None:
-        """When credit is to be given or called back, if nothing happens before."""
-        # A leg may have been closed since the balance was struck.
-        ready = [leg for leg in legs if leg.ready_since is not None]
-        return self._ready_for_long(ready) if self._starving and ready else None
+    def next_deadline(self, legs: Sequence[Leg]) -> float:
+        """When that is; for one that is starving."""
+        return self._ready_for_long(legs)

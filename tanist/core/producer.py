@@ -140,10 +140,10 @@ class _Flush:
 class ProducerCore(Channel):
     """One producer, bound to one post office.
 
-    `room`, `room_bytes` and `append` are for the caller's fast path: while both rooms last,
-    a plain message may be appended to the open batch and deducted, without calling `post`.
-    They are 0 at the beginning of each turn, so that the first message of a turn comes by
-    `post`, which tells that the turn's end has work.
+    `room` and `append` are for the caller's fast path: a plain message may be appended to the
+    open batch without calling `post`, if `room` is more than its length, and is lessened by
+    its length and one. It is 0 at the beginning of each turn, so that the first message of a
+    turn comes by `post`, which tells that the turn's end has work.
 
     Args:
         producer: 128 bits as hexadecimal digits, never used before.
@@ -189,9 +189,8 @@ class ProducerCore(Channel):
         self._credit_messages = self._credit_bytes = 0
         self._unanswered_messages = self._unanswered_bytes = 0
         self._open: Outgoing | None = None
-        self._offered_bytes = 0
+        self._offered = 0
         self.room = 0
-        self.room_bytes = 0
         self.append: Callable[[bytes], None] = _no_room
         self._flushes: deque[_Flush] = deque()
         self._wants_room: list[object] = []
@@ -267,20 +266,21 @@ class ProducerCore(Channel):
         """Let the fast path add to this batch, as far as it and the window go."""
         settings = self._settings
         if batch.properties or batch.flags != FLAGS_DEFAULT:
-            self.room = self.room_bytes = self._offered_bytes = 0
+            self.room = self._offered = 0
             return
         self.append = batch.bodies.append
-        # The message that fills the window comes by `post`, which says to wait.
-        self.room = min(
-            COUNT_MAX - batch.count, settings.window_messages - self._unanswered_messages - 1
-        )
-        self.room_bytes = self._offered_bytes = max(
+        # One number that stays below four limits costs the fast path one comparison. Where it
+        # ends early, `post` comes between and offers again. The message that fills the window
+        # must come by `post`, which says to wait.
+        self.room = self._offered = max(
             0,
-            min(BODIES_BYTES_MAX - batch.bytes, settings.window_bytes - self._unanswered_bytes),
+            min(
+                BODIES_BYTES_MAX - batch.bytes,
+                COUNT_MAX - batch.count,
+                settings.window_bytes - self._unanswered_bytes,
+                settings.window_messages - self._unanswered_messages - 1,
+            ),
         )
-        if not self.room_bytes:
-            # Not even an empty body: a batch that is larger than the limit holds one message.
-            self.room = 0
 
     def _account(self) -> None:
         """Count what the fast path added."""
@@ -289,8 +289,8 @@ class ProducerCore(Channel):
             return
         added = len(batch.bodies) - batch.count
         if added:
-            self._count(batch, added, self._offered_bytes - self.room_bytes)
-            self._offered_bytes = self.room_bytes
+            self._count(batch, added, self._offered - self.room - added)
+            self._offered = self.room
 
     def _count(self, batch: Outgoing, messages: int, bytes_: int) -> None:
         batch.count += messages
@@ -327,7 +327,7 @@ class ProducerCore(Channel):
     def settle(self, now: float, outbox: list[Effect]) -> None:
         """Send what credit allows, and resolve what is decided."""
         self._account()
-        self.room = self.room_bytes = self._offered_bytes = 0
+        self.room = self._offered = 0
         if self.stage is Stage.DONE:
             self._send(now, outbox)
         if self._flushes:
@@ -514,7 +514,7 @@ class ProducerCore(Channel):
         self._waiting.clear()
         self._open = None
         self._unanswered_messages = self._unanswered_bytes = 0
-        self.room = self.room_bytes = 0
+        self.room = self._offered = 0
         self._changed(self)
 
     # Frames

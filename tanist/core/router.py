@@ -27,6 +27,11 @@ class Router:
         self._restless: dict[Errand, None] = {}
         self._pumped_at = 0.0
 
+    @property
+    def busy(self) -> bool:
+        """There are errands that are not done."""
+        return bool(self._restless)
+
     def add(self, errand: Errand) -> None:
         """It is WAITING (again)."""
         errand.router = self

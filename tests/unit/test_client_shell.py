@@ -184,7 +184,7 @@ def test_to_await_post_waits_at_the_window_only() -> None:
             for _ in range(99):
                 await producer.post(b"x")
             posted_at_once = not parked  # No turn of the loop went by.
-            last = asyncio.ensure_future(_awaited(producer.post(b"x")))
+            last = asyncio.ensure_future(producer.post(b"x"))
             await until(lambda: parked)
             waits = not last.done()
 
@@ -196,10 +196,6 @@ def test_to_await_post_waits_at_the_window_only() -> None:
             assert waits
 
     play(scenario)
-
-
-async def _awaited(posted: tanist.producer.Posted) -> None:
-    await posted
 
 
 def test_post_without_await_raises_before_memory_grows_without_bound() -> None:
