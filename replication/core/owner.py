@@ -167,6 +167,7 @@ class Owner(Generic[OpT, ResultT]):
         self._backups: dict[Incarnation, Backup] = {}
         self._waited_for: list[Backup] = []  # need, without this node
         self._invited: dict[Incarnation, float] = {}
+        self._complained: set[Incarnation] = set()
         self._quarantine: dict[Incarnation, float] = {}
         self._pending: dict[int, _Pending] = {}
         self._candidate: Backup | None = None
@@ -353,7 +354,8 @@ class Owner(Generic[OpT, ResultT]):
         backup.heard_at = now
         self._invited.pop(who, None)
         if message.why:
-            if backup.why != message.why:
+            if who not in self._complained:
+                self._complained.add(who)  # Its reason may change with each op.
                 outbox.append(
                     Note(
                         Level.WARNING,
@@ -672,6 +674,7 @@ class Owner(Generic[OpT, ResultT]):
             return
         backup.aligned = True
         backup.why = ""
+        self._complained.discard(backup.who)
         backup.first_end = self._sealed_end
         if backup.greeted_first_at is not None:
             # The greeting counts as tick 0. Which of several it answers is not known.

@@ -190,6 +190,13 @@ class Stream(Generic[OpT, ResultT]):
         return self._heard_release if self._owner is None else self._owner.release
 
     @property
+    def perhaps_released(self) -> int:
+        """At the owner: the last op that it, or an owner before it, may have released."""
+        if self._owner is None:
+            return 0
+        return max(self._owner.release, self.copy.history[-1].start - 1)
+
+    @property
     def heard_release(self) -> int:
         """At a follower: the highest release that an owner said in a tick."""
         return self._heard_release
@@ -519,7 +526,7 @@ class Stream(Generic[OpT, ResultT]):
                 assert self._shadow is not None
                 self._after_shadow(self._shadow, now, outbox)
             case WaitForTransfer():
-                if self._why != step.why:
+                if not self._why:
                     self.counts["waits for transfer"] += 1
                     outbox.append(
                         Note(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from replication.core.messages import Aligned, Join, NewEpoch, Receipt
 from replication.core.stream import Role, StreamLimits
-from replication.core.stream_events import Distrust, Fatal, FromPeer, Joined, Lost, Promoted
+from replication.core.stream_events import Distrust, Fatal, FromPeer, Joined, Lost, Note, Promoted
 from tests.unit.stream_setup import (
     CLUSTER8,
     SID,
@@ -305,3 +305,23 @@ def test_a_stream_that_nobody_told_anything_needs_no_timer() -> None:
     assert stream.role is Role.NONE
     assert stream.next_deadline() is None
     stream.check()
+
+
+def test_a_copy_that_cannot_follow_is_in_the_log_once() -> None:
+    # Given a newcomer that waits for transfer, and an owner that forgets more and more
+    limits = StreamLimits(repair_bytes=2_000)
+    cluster = Cluster(a_map(A, nodes="ab"), A, limits=limits)
+    for _ in range(20):
+        cluster.append(A, bytes(500))
+        cluster.run(0.12)
+    cluster.add(B, limits)
+
+    # When it is asked again and again
+    for _ in range(20):
+        cluster.append(A, bytes(500))
+        cluster.run(0.3)
+
+    # Then each side says so once
+    for who in (A, B):
+        notes = [e.event for e in cluster.said_by(who, Note) if isinstance(e, Note)]
+        assert len([event for event in notes if "held" not in event]) == 1
