@@ -56,7 +56,7 @@ from broker.core.topology import topology_of
 from broker.core.waiting import Waiting, WaitingRoom
 from replication.core import stream_events as stream_says
 from replication.core.caretaker import Presence
-from replication.core.clustermap import CATALOG_SID, Settings, is_live
+from replication.core.clustermap import CATALOG_SID, Settings, is_live, wanted
 from replication.core.identity import Incarnation
 from replication.core.member import (
     Forwarded,
@@ -66,7 +66,7 @@ from replication.core.member import (
     News,
     ReleasedFound,
 )
-from replication.core.stream import Role, StreamLimits
+from replication.core.stream import StreamLimits
 from tanist.errors import RemoteProtocolError
 from tanist.wire.control import (
     Close,
@@ -171,6 +171,8 @@ class Node:
         self.catalog_desk: CatalogDesk | None = None
         self.waiting = WaitingRoom(timing.park_ms / 1000)
         self._questions = count(1)
+        self._copies_here = 0
+        """Of how many streams the map wants a copy on this node; they share the budget."""
         self._sweep_at = 0.0
         self._started = False
         self._listening = False
@@ -225,8 +227,8 @@ class Node:
         return held + queues + sum(desk.parked_bytes for desk in self.desks.values())
 
     def _free_bytes(self) -> int:
-        held = sum(1 for s in self.member.streams.values() if s.role is not Role.NONE)
-        return max(0, self.settings.limits.budget_bytes - self.used_bytes()) // max(1, held)
+        left = self.settings.limits.budget_bytes - self.used_bytes()
+        return max(0, left) // max(1, self._copies_here)
 
     def _may_grant(self) -> bool:
         return self.used_bytes() < GRANT_BELOW * self.settings.limits.budget_bytes
@@ -284,6 +286,10 @@ class Node:
         value = self.member.map
         assert value is not None
         self.lobby.changed(topology_of(value, self.member.ver), outbox)
+        self._copies_here = sum(
+            self.me in entry.isr or self.me.node in wanted(value, sid)
+            for sid, entry in value.streams.items()
+        )
         if not self._listening and is_live(value, self.me) and CATALOG_SID in value.streams:
             self._listening = True
             outbox.append(ListenForClients())
@@ -303,6 +309,7 @@ class Node:
             self.catalog_desk = CatalogDesk(
                 stream=stream, catalog=machine, limits=self.settings.limits
             )
+            self._find_queues(news.gen, now)
         else:
             assert isinstance(machine, PostOffice)
             self.desks[news.sid] = Desk(
@@ -318,6 +325,8 @@ class Node:
     def _leave_desk(self, sid: int, outbox: list[Effect]) -> None:
         if sid == CATALOG_SID:
             self.catalog_desk = None
+            self._recovering_until = None
+            self.member.reticent.discard(CATALOG_SID)
             return
         desk = self.desks.pop(sid, None)
         if desk is not None:
@@ -330,9 +339,15 @@ class Node:
                 Level.ERROR, "LOST: no copy of a stream is left", {"sid": news.sid, "gen": news.gen}
             )
         )
-        if news.sid == CATALOG_SID:
+
+    def _find_queues(self, gen: int, now: float) -> None:
+        """This node owns the catalog. If that is a new one, nodes have parts of queues that it
+        does not know. Whether it is, is not told to a node whose own copy begins with it."""
+        known_gen, known_since = self._catalog_seen[0], self._catalog_gen_since
+        if gen > 1 and (gen != known_gen or now < known_since + RECOVERY_S_MAX):
             self._recovering_until = now + RECOVERY_S_MAX
             self._reported.clear()
+            self.member.reticent.add(CATALOG_SID)
 
     # Definitions
 
@@ -393,6 +408,10 @@ class Node:
     def _take_definitions(self, who: Incarnation, told: Definitions, now: float) -> None:
         assert self.catalog_desk is not None
         self.catalog_desk.adopt(told.parts)
+        if told.gen == self.catalog_desk.stream.gen:
+            self._reported.add(who.node)
+        if self._recovering(now):
+            return  # They may exist. Who has them in its file says so again.
         for queue in told.declared:
             self.catalog_desk.add(
                 Declare(
@@ -403,8 +422,6 @@ class Node:
                     settings=queue.settings,
                 )
             )
-        if told.gen == self.catalog_desk.stream.gen:
-            self._reported.add(who.node)
 
     def _recovering(self, now: float) -> bool:
         """Whether the catalog was lost, and may still learn of queues that exist."""
@@ -539,19 +556,17 @@ class Node:
                 self._describe(waiting, request, now, outbox)
             case List():
                 self._list(waiting, request, now, outbox)
-            case Declare():
+            case Declare() | Delete():
                 if self._catalog_is_here(waiting, now, outbox):
                     assert self.catalog_desk is not None
-                    self.catalog_desk.declare(connection, request)
-            case Delete():
-                if self._catalog_is_here(waiting, now, outbox):
-                    assert self.catalog_desk is not None
-                    if self.catalog_desk.catalog.by_name(request.queue) or not self._recovering(
-                        now
-                    ):
-                        self.catalog_desk.delete(connection, request)
-                    else:
+                    known = self.catalog_desk.catalog.by_name(request.queue)
+                    if known is None and self._recovering(now):
+                        # It may exist. Declared now, it would be another one of that name.
                         self._recovers(waiting, outbox)
+                    elif isinstance(request, Declare):
+                        self.catalog_desk.declare(connection, request)
+                    else:
+                        self.catalog_desk.delete(connection, request)
             case Status():
                 document = msgspec.Raw(msgspec.json.encode(status_of(self, now)))
                 connection.say(Done(req=request.req, status=document), outbox)

@@ -187,6 +187,9 @@ class Member:
         self._asked: dict[int, list[tuple[int | None, int]]] = {}
         self._groups: dict[str, str] = {}
         self._hearing: str | None = None
+        self._look_around = False
+        """Something happened that those who care for the map must look at. Data is no such
+        thing: on the hot path they would cost more than all the rest of a turn."""
         self.reticent: set[int] = set()
         """Streams whose owner, this node, does not say how far they are released."""
 
@@ -271,6 +274,7 @@ class Member:
                     )
                 )
             case Wake():
+                self._look_around = True
                 self._wake(now, outbox)
             case _:
                 assert_never(event)
@@ -279,10 +283,11 @@ class Member:
     def end_turn(self, now: float, outbox: list[PeerEffect]) -> None:
         """Seal what was appended in this turn, and hand over what was proposed."""
         for sid, stream in self.streams.items():
-            if stream.role is Role.OWNER:
-                stream.seal(now, self._outbox_of(sid))
+            stream.seal(now, self._outbox_of(sid))
         self._carry_on(now, outbox)
-        self._take_care(now, outbox)
+        if self._look_around:
+            self._look_around = False
+            self._take_care(now, outbox)
         if self._proposals and self.register.value is not None:
             proposals, self._proposals = self._proposals, []
             request = self.register.change(
@@ -372,6 +377,7 @@ class Member:
                 case VerSeen():
                     self.register.heard_ver(item.node, item.ver, now, self._register_outbox)
                 case Died():
+                    self._look_around = True
                     outbox.append(Log(Level.WARNING, "a node died", {"peer": str(item.who)}))
                     for sid, stream in self.streams.items():
                         stream.handle(stream_says.Dead(item.who), now, self._outbox_of(sid))
@@ -414,6 +420,7 @@ class Member:
                 )
                 self._send(who, Heard(other.who, heard), outbox)
             case Heard():
+                self._look_around = True
                 self._succession.heard(who, other.who, other.heard, now)
             case ReleasedAt():
                 stream = self.streams.get(other.sid)
@@ -488,6 +495,7 @@ class Member:
     def _learned(
         self, value: register_says.Committed, now: float, outbox: list[PeerEffect]
     ) -> None:
+        self._look_around = True
         old, self.map, self.ver = self.map, value.map, value.ver
         self.links.ver = value.ver
         self.links.cluster_id = value.cluster_id
