@@ -91,6 +91,7 @@ class Outgoing:
         "bytes",
         "count",
         "data",
+        "distinct",
         "first_n",
         "flags",
         "in_doubt",
@@ -104,6 +105,7 @@ class Outgoing:
         self.flags = flags
         self.bodies: list[bytes] = []
         self.properties: list[bytes] = []
+        self.distinct: dict[bytes, bytes] = {}
         self.bytes = 0
         self.count = 0
         self.token: object = None
@@ -121,7 +123,7 @@ class Outgoing:
             self.bodies, self.properties, flags=self.flags, first_n=first_n, time_ms=time_ms
         )
         # The bodies are in the sealed bytes now.
-        self.bodies, self.properties = [], []
+        self.bodies, self.properties, self.distinct = [], [], {}
 
     def reseal(self, first_n: int, *, in_doubt: bool) -> None:
         self.in_doubt = self.in_doubt or in_doubt
@@ -256,7 +258,8 @@ class ProducerCore(Channel):
             self._waiting.append(batch)
         batch.bodies.append(body)
         if properties:
-            batch.properties.append(properties)
+            # Equal ones are kept once here as well: they mostly repeat.
+            batch.properties.append(batch.distinct.setdefault(properties, properties))
         self._count(batch, 1, size)
         self._offer(batch)
         self._changed(self)

@@ -238,6 +238,17 @@ class Bench:
         next(iter(self._connections.values())).say(topology)
         self.run()
 
+    @property
+    def connections(self) -> list[int]:
+        """The numbers of the client's connections."""
+        return list(self._connections)
+
+    def cut(self, number: int) -> None:
+        """The network drops this connection, with all that is on its way to the client."""
+        connection = self._connections.pop(number)
+        connection.node.lost(connection)
+        self.feed(Lost(number, "cut"))
+
     def connection_to(self, node: str) -> int:
         """The number of the client's connection to this node."""
         return next(n for n, c in self._connections.items() if c.node.name == node)
