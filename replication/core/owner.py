@@ -516,6 +516,7 @@ class Owner(Generic[OpT, ResultT]):
 
     def _send_tick(self, now: float, outbox: list[Effect]) -> None:
         self._ticked_at = now
+        is_news = self._quiet_since is not None
         self._quiet_since = None
         if not self._backups:
             return
@@ -527,7 +528,8 @@ class Owner(Generic[OpT, ResultT]):
         facts = (self.commit, self._sealed_end, self.release, self._tick)
         for who, backup in self._backups.items():
             outbox.append(Send(who, Tick(*self._head, *facts, backup.number)))
-        outbox.append(Publish(encode(Tick(*self._head, *facts, 0))))
+        if is_news or self._tick % self._limits.group_tick_every == 0:
+            outbox.append(Publish(encode(Tick(*self._head, *facts, 0))))
 
     def _trim(self) -> None:
         log = self._log

@@ -43,6 +43,10 @@ class StreamLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tick_soon_s: Seconds = 0.005
     """After the last op, or the last release, of a burst."""
 
+    group_tick_every: AtLeastOne = 5
+    """While nothing happens the group hears only each so-manieth tick, enough to see that it
+    works: each wakes up everybody, and the links carry all of them."""
+
     receipt_s: Seconds = 0.001
     """Between two receipts of a copy, but for `receipt_bytes`."""
 

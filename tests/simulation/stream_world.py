@@ -212,6 +212,8 @@ class StreamWorld:
         self.sid = 0 if chance.random() < 0.15 else 1
         self.small_repair = chance.random() < 0.15
         self.limits = StreamLimits(
+            # Roads that tell different stories are what finds mistakes.
+            group_tick_every=1,
             window_bytes=chance.choice((4_000, 40_000)),
             window_ops=200,
             repair_bytes=3_000 if self.small_repair else 1 << 30,

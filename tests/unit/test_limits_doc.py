@@ -17,7 +17,7 @@ from tanist.core.settings import ClientSettings
 
 DOC = Path(__file__).parents[2] / "docs" / "limits.md"
 _SIZES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_UNITS = {"bytes", "ms", "s", "messages", "ops"}
+_UNITS = {"bytes", "ms", "s", "messages", "ops", "ticks"}
 
 
 class Row(NamedTuple):
