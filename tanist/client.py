@@ -436,6 +436,7 @@ class Client:
         assert core is not None
         if core.has_work:
             core.handle(Wake(), self._loop.time(), self._outbox)
+        while self._outbox:  # To be closed, some leave effects without an event.
             self._carry_out()
         if self._writes:
             writes, self._writes = self._writes, {}

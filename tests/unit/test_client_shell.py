@@ -463,6 +463,7 @@ def test_a_consumer_that_nobody_waits_for_any_more_is_closed_again() -> None:
             release(server, parked)
             await until(lambda: cluster.nodes["a"].frames(Verb.CLOSE))
 
+            assert not cluster.nodes["a"].frames(Verb.PING), "it left at once"
             assert cluster.legs(1, cluster.queues["q"].id) == []
 
     play(scenario)

@@ -186,8 +186,8 @@ class Weather:
             self.bench.cut(number)
         self.bench.hold.clear()
         self.cluster.push()
-        for _ in range(600):
-            self.bench.advance(0.25)
+        for _ in range(4000):  # With a prefetch of one, a message each.
+            self.bench.advance(0.05)
             self._take()
             self._settle()
             if self._is_drained():
