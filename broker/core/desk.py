@@ -336,6 +336,10 @@ class Desk:
         )
         already, not_yours = self._resume(channel, asked)
         self._graces.pop(holder, None)
+        for part in self.office.parts_of(holder):
+            if self.office.queue_of(part) != queue.id:
+                # It takes from one queue, and does not know what it had of another.
+                self._return_from(part, holder, failed=False)
         connection.channels[number] = channel
         self._consumers[holder] = channel
         opened = Opened(
@@ -354,24 +358,33 @@ class Desk:
         already: list[hot.Span] = []
         not_yours: list[hot.Span] = []
         part = self.office.part_of(channel.queue.id)
-        runs = (*asked.held, *asked.acked, *((n, f, c) for n, f, c, _ in asked.requeued))
+        end = 0 if part is None else self.office.end_of(part)
+
+        def here(run: Run) -> bool:
+            # A queue that has another id since the catalog was lost has another part, too.
+            _, first, count_ = run
+            if first + count_ > end:
+                not_yours.append((first, count_))
+            return first + count_ <= end
+
+        holds = [run for run in asked.held if here(run)]
+        acked = [run for run in asked.acked if here(run)]
+        requeued = [((n, f, c), cause) for n, f, c, cause in asked.requeued if here((n, f, c))]
         if part is None:
-            return [], [(first, count_) for _, first, count_ in runs]
-        self._check_runs(part, runs)
-        if asked.acked:
-            self._collect(self._ack(part, asked.acked), already, not_yours)
-        for number, first, count_, cause in asked.requeued:
-            answers = self._requeue(
-                part, [(number, first, count_)], flagged=True, failed=cause == hot.Cause.FAILED
-            )
+            return already, not_yours
+        if acked:
+            self._collect(self._ack(part, acked), already, not_yours)
+        for run, cause in requeued:
+            failed = cause == hot.Cause.FAILED
+            answers = self._requeue(part, [run], flagged=True, failed=failed)
             self._collect(answers, already, not_yours)
         self._collect(
-            [self.office.claim(part, n, Range(f, f + c)) for n, f, c in asked.held],
+            [self.office.claim(part, n, Range(f, f + c)) for n, f, c in holds],
             already,
             not_yours,
         )
         held: dict[int, list[Range]] = {}
-        for number, first, count_ in asked.held:
+        for number, first, count_ in holds:
             held.setdefault(number, []).append(Range(first, first + count_))
         unknown = [
             (number, piece.first, piece.end - piece.first)
@@ -534,14 +547,17 @@ class Desk:
     def _return_all(self, holder: Holder, *, failed: bool) -> None:
         """Whatever this consumer holds returns, and it is attached no more."""
         for part in self.office.parts_of(holder):
-            runs = [
-                (number, run.first, run.end - run.first)
-                for number, run in self.office.in_flight_of(part, holder)
-            ]
-            if runs:
-                self._requeue(part, runs, flagged=True, failed=failed)
+            self._return_from(part, holder, failed=failed)
         if self.office.is_attached(holder):
             self.stream.append(Detach(*holder))
+
+    def _return_from(self, part: int, holder: Holder, *, failed: bool) -> None:
+        runs = [
+            (number, run.first, run.end - run.first)
+            for number, run in self.office.in_flight_of(part, holder)
+        ]
+        if runs:
+            self._requeue(part, runs, flagged=True, failed=failed)
 
     def _forget_producer(self, channel: ProducerChannel) -> None:
         channel.close()

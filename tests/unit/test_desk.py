@@ -104,13 +104,14 @@ class Bench:
         number: int = 2,
         *,
         connection: Connection | None = None,
+        queue: QueueInfo = QUEUE,
         held: Iterable[tuple[int, int, int]] = (),
         acked: Iterable[tuple[int, int, int]] = (),
     ) -> None:
         asked = OpenConsumer(
-            req=2, sid=1, queue_id=QUEUE.id, consumer="b" * 32, held=[*held], acked=[*acked]
+            req=2, sid=1, queue_id=queue.id, consumer="b" * 32, held=[*held], acked=[*acked]
         )
-        self.desk.open_consumer(connection or self.connection, number, asked, QUEUE, self.outbox)
+        self.desk.open_consumer(connection or self.connection, number, asked, queue, self.outbox)
 
     @property
     def producer(self) -> ProducerChannel:
@@ -367,6 +368,25 @@ def test_an_ack_that_was_not_answered_is_answered_at_the_resume() -> None:
     assert isinstance(opened, Opened)
     assert opened.already_done == [(0, 1)]
     assert bench.office.stat(QUEUE.id).in_flight == 0
+
+
+def test_a_consumer_that_comes_back_to_another_queue_keeps_nothing_of_the_first() -> None:
+    # Given a consumer with two messages, whose connection was lost; and a part of another queue
+    # of that name, as there is one when the catalog was lost and the name given anew
+    bench = served()
+    bench.desk.lost(bench.consumer(), 1.0)
+    bench.connection = client(2, dial=2)
+    renamed = QueueInfo(id=8, name="q")
+
+    # When it presents them to that queue
+    bench.consume(queue=renamed, held=[(1, 0, 2)])
+    bench.turn(1.0)
+
+    # Then they are not its own, and wait for others
+    [opened] = (m for m in bench.messages(2) if isinstance(m, Opened))
+    assert opened.not_yours == [(0, 2)]
+    assert bench.office.stat(QUEUE.id).in_flight == 0
+    assert bench.office.stat(QUEUE.id).ready == 3
 
 
 def test_what_nobody_claims_returns_when_the_grace_ends_counted_as_an_attempt() -> None:
