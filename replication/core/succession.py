@@ -8,7 +8,7 @@ stands here makes that happen soon and seldom in vain:
 *Dead or superseded*: at once. *Silent*: the link to the owner's node has shown no life in both
 directions for `silence_s`. Then all other members of the in-sync sets are asked whether they
 hear it. One yes ends the attempt, and they are asked again each `silence_s`. It goes ahead
-when all have said no, or after 2 s without a yes from anybody.
+when all have said no, after 2 s without a yes from anybody, or when this has gone on for 10 s.
 
 Candidates go in order of succession after the dead node's name, 0.1 s apart, so that as a
 rule one of them proposes, and takes all streams of the dead owner in one change.
@@ -35,6 +35,9 @@ RANK_S: Final = 0.1
 disk in each, some 25 ms on an ordinary one; a second proposal meanwhile only disturbs it."""
 ASKED_S_MAX: Final = 2.0
 """A silent owner of whom nobody says that he hears it is replaced after this."""
+SUSPECTED_S_MAX: Final = 10.0
+"""A silent owner is replaced after this, whoever hears it: had it a majority, it would have let
+go of those whom it does not hear, and they would not be in sync any more."""
 PROPOSE_AGAIN_S: Final = 0.2
 """After a proposal that changed nothing."""
 
@@ -182,7 +185,9 @@ class Succession:
         waited = (
             suspicion.asked_first_at is not None and now >= suspicion.asked_first_at + ASKED_S_MAX
         )
-        if not others or (suspicion.asked_at is not None and nobody_hears_it) or waited:
+        overdue = now >= suspicion.since + SUSPECTED_S_MAX
+        asked = suspicion.asked_at is not None
+        if not others or (asked and nobody_hears_it) or waited or overdue:
             suspicion.agreed_at = now
             return
         if suspicion.asked_at is None or now >= suspicion.asked_at + self._silence_s:

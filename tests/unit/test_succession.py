@@ -8,7 +8,13 @@ from replication.core.events import DialFailed, PeerData, PeerLost, PeerOpened
 from replication.core.identity import Incarnation
 from replication.core.links import Links
 from replication.core.peer_messages import PeerHello, peer_frame
-from replication.core.succession import ASKED_S_MAX, RANK_S, Question, Succession
+from replication.core.succession import (
+    ASKED_S_MAX,
+    RANK_S,
+    SUSPECTED_S_MAX,
+    Question,
+    Succession,
+)
 
 A, B, C = Incarnation("a", 1), Incarnation("b", 2), Incarnation("c", 3)
 SILENCE_S = 0.9
@@ -140,6 +146,24 @@ def test_one_who_hears_the_owner_prevents_it() -> None:
     assert (soon, questions_soon) == ([], [])
     assert later == []
     assert questions_later == [Question(C, A)]
+
+
+def test_an_owner_that_only_some_hear_is_replaced_if_it_cannot_let_go_of_the_others() -> None:
+    # Given a, silent to b, and c who hears it all the time; they are four, so that a and c are
+    # no majority, and a cannot change the in-sync set
+    value = three_nodes(s1=(A, (A, B, C)))
+    links = links_with(B, A, C)
+    succession = Succession(me=B, silence_s=SILENCE_S)
+    succession.wake(value, links, never, SILENCE_S)
+
+    # When it has been so for long
+    succession.heard(C, A, True, SUSPECTED_S_MAX)
+    before, _ = succession.wake(value, links, never, SUSPECTED_S_MAX)
+    after, _ = succession.wake(value, links, never, SILENCE_S + SUSPECTED_S_MAX)
+
+    # Then b goes ahead
+    assert before == []
+    assert [t.why for t in after] == [TakeoverWhy.SILENT]
 
 
 def test_without_any_answer_it_goes_ahead_after_a_while() -> None:
