@@ -307,7 +307,7 @@ class ConsumerCore:
 
     def next_deadline(self) -> float | None:
         """When credit is to be given or called back, if nothing happens before."""
-        return self.prefetch.balance_at
+        return self.prefetch.balance_at if self._error is None else None
 
     def check(self) -> None:
         """Verify every invariant. For tests and simulation; `O(runs)`."""
