@@ -96,8 +96,8 @@ from tanist.wire.frames import CREDIT_BACK, Frame, Verb
 SWEEP_S: Final = 0.25
 """How often waiting requests, definitions and isolation are looked at, besides at events."""
 RECOVERY_S_MAX: Final = 10.0
-"""After the catalog was lost, nobody is told `not_found` for so long, or until all nodes that
-are up have said which queues they have parts of."""
+"""After the catalog was lost, nobody is told `not_found` for so long, or until of each post
+office the owner has said which queues have parts there."""
 GRANT_BELOW: Final = 0.9
 """Publishers get credit while less than this share of the node's budget is used."""
 
@@ -107,6 +107,8 @@ class Definitions(msgspec.Struct, frozen=True, array_like=True):
 
     gen: int
     """Of the catalog that it knows."""
+    served: list[int]
+    """The post offices that it owns."""
     declared: list[QueueInfo]
     """In its file."""
     parts: list[QueueInfo]
@@ -180,7 +182,8 @@ class Node:
         self._catalog_seen = (0, 0)
         self._catalog_gen_since = 0.0
         self._recovering_until: float | None = None
-        self._reported: set[str] = set()
+        self._reported: set[int] = set()
+        """Post offices of which the queues are known since the catalog began anew."""
         self._cut_off = False
 
     # What happens
@@ -388,9 +391,9 @@ class Node:
         after_a_loss = gen > 1 and now < self._catalog_gen_since + RECOVERY_S_MAX
         if not declared and not parts and not after_a_loss:
             return
-        definitions = Definitions(gen, declared, parts)
+        definitions = Definitions(gen, sorted(self.desks), declared, parts)
         if self.catalog_desk is not None:
-            self._take_definitions(self.me, definitions, now)
+            self._take_definitions(definitions, now)
         else:
             payload = _encode_definitions(definitions)
             peers: list[PeerEffect] = []
@@ -403,13 +406,13 @@ class Node:
                 definitions = _decode_definitions(news.payload)
             except msgspec.MsgspecError as error:
                 raise RemoteProtocolError(f"bad definitions of {news.who}: {error}") from error
-            self._take_definitions(news.who, definitions, now)
+            self._take_definitions(definitions, now)
 
-    def _take_definitions(self, who: Incarnation, told: Definitions, now: float) -> None:
+    def _take_definitions(self, told: Definitions, now: float) -> None:
         assert self.catalog_desk is not None
         self.catalog_desk.adopt(told.parts)
         if told.gen == self.catalog_desk.stream.gen:
-            self._reported.add(who.node)
+            self._reported.update(told.served)
         if self._recovering(now):
             return  # They may exist. Who has them in its file says so again.
         for queue in told.declared:
@@ -428,8 +431,8 @@ class Node:
         if self._recovering_until is None:
             return False
         value = self.member.map
-        up = {n for n, e in value.nodes.items() if e.state == "up"} if value else {""}
-        if now >= self._recovering_until or up <= self._reported:
+        offices = set(value.streams) - {CATALOG_SID} if value is not None else {CATALOG_SID}
+        if now >= self._recovering_until or offices <= self._reported:
             self._recovering_until = None
             return False
         return True
@@ -736,13 +739,13 @@ class Node:
             at = desk.next_deadline()
             if at is not None and now >= at:
                 desk.wake(now, outbox)
+        self.waiting.expire(now, outbox)
+        self.lobby.wake(now, outbox)
         if now < self._sweep_at:
             return
         self._sweep_at = now + SWEEP_S
-        self.lobby.wake(now, outbox)
         for desk in self.desks.values():
             desk.wake(now, outbox)
-        self.waiting.expire(now, outbox)
         if self._recovering(now):
             self.member.reticent.add(CATALOG_SID)
         else:
