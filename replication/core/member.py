@@ -425,7 +425,10 @@ class Member:
             case ReleasedAt():
                 stream = self.streams.get(other.sid)
                 if stream is not None and self.owns(other.sid) and other.sid not in self.reticent:
-                    answer = ReleasedIs(other.req, stream.gen, stream.release, True)
+                    # Right after a takeover nothing is released in this epoch yet, and all
+                    # the more was before it.
+                    seq = stream.perhaps_released
+                    answer = ReleasedIs(other.req, stream.gen, seq, True)
                 else:
                     answer = ReleasedIs(other.req, 0, 0, False)
                 self._send(who, answer, outbox)
