@@ -43,6 +43,8 @@ from tanist.wire.frames import CREDIT_BACK, Frame, Verb, frame
 if TYPE_CHECKING:
     from tanist.core.consumer import ConsumerCore
 
+_A_MAX = (1 << 32) - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Stale:
@@ -69,7 +71,7 @@ class Settlement:
     Attributes:
         order: Grows over all settlements of a consumer.
         a: The number of the frame on the current channel; 0: not sent on it.
-        presented: It is part of an OPEN that is not answered.
+        presented: It is part of the last OPEN.
     """
 
     __slots__ = ("a", "cause", "order", "part", "presented", "runs")
@@ -202,7 +204,8 @@ class Leg(Channel):
 
     def _send(self, settlement: Settlement, outbox: list[Effect]) -> None:
         assert self.link is not None
-        self._a += 1
+        # It grows, as it must, until it has no more bits: after weeks of busy turns.
+        self._a = self._a % _A_MAX + 1
         settlement.a = self._a
         verb = Verb.ACK if settlement.cause is None else Verb.REQUEUE
         payload = hot.settlement(self._a, settlement.cause or 0, settlement.runs)
@@ -236,7 +239,6 @@ class Leg(Channel):
         acked: list[hot.Run] = []
         requeued: list[tuple[int, int, int, int]] = []
         for settlement in self._unanswered:
-            settlement.a = 0
             settlement.presented = True
             if settlement.cause is None:
                 acked += settlement.runs
@@ -270,12 +272,6 @@ class Leg(Channel):
         old_owner, in_doubt = self.owner, self.unanswered
         self.opened(answer)
         self._settled_by_resume(answer, outbox)
-        # Numbers of frames and credit begin anew with a channel.
-        self._a = 0
-        self.granted_messages = self.granted_bytes = 0
-        self.delivered_messages = self.delivered_bytes = 0
-        self.ready_since = None
-        self.called_back = self.planned_only = False
         self.delivered_at = now
         if self.fails_over:
             self.fails_over = False
@@ -346,12 +342,6 @@ class Leg(Channel):
         for settlement in self._unanswered:
             settlement.a = 0
         self.consumer.changed()
-
-    def wait(self, now: float, pause_s: float = 0.0) -> None:
-        super().wait(now, pause_s)
-        # Its request did not get through: what it presented is still to be settled.
-        for settlement in self._unanswered:
-            settlement.presented = False
 
     def hop(self, now: float, away_from: str) -> None:
         self.tried = True
@@ -465,7 +455,7 @@ class Leg(Channel):
 
     def _answers(self, settled: hot.Settled) -> None:
         unanswered = self._unanswered
-        while unanswered and 0 < unanswered[0].a <= settled.a:
+        while unanswered and unanswered[0].a and _is_through(unanswered[0].a, settled.a):
             settlement = unanswered.popleft()
             if settled.not_yours:
                 self._report_stale(settlement, settled.not_yours)
@@ -478,6 +468,11 @@ class Leg(Channel):
             assert run.gen == self.gen, "a run of a life that is over would be presented"
         orders = [settlement.order for settlement in self._unanswered]
         assert orders == sorted(orders)
+
+
+def _is_through(a: int, through: int) -> bool:
+    """Whether frame `a` is among those up to `through`, which may have begun anew since."""
+    return (through - a) % (_A_MAX + 1) <= _A_MAX // 2
 
 
 def _merged(runs: Iterable[hot.Run]) -> list[hot.Run]:

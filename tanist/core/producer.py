@@ -405,8 +405,6 @@ class ProducerCore(Channel):
             return
         old_owner = self.owner
         self.opened(answer)
-        self._repeat_at = 0
-        self._used_messages = self._used_bytes = 0
         self._credit_messages, self._credit_bytes = answer.credit
         self._changed(self)
         if self._opened_token is not None:

@@ -14,6 +14,7 @@ from tanist.errors import ClosedError, FailoverTimeout
 from tanist.events import ConnectionLost, Lost, Resumed
 from tanist.message import Message
 from tanist.wire import control, hot
+from tanist.wire.batch import Batch, flags_of, seal
 from tanist.wire.frames import Frame, Verb
 from tanist.wire.hot import Cause
 from tests.unit.client_bench import Bench
@@ -88,6 +89,33 @@ def test_messages_come_in_order_with_all_that_the_producer_gave() -> None:
     assert not any(message.redelivered for message in messages)
     assert {message.attempts for message in messages} == {0}
     assert {(m.sid, m.gen, m.epoch, m.time_ms) for m in messages} == {(1, 1, 1, 1234)}
+
+
+def test_a_run_from_the_middle_of_a_batch_has_its_own_bodies_and_properties() -> None:
+    _, bench, consumer = started()
+    flags = flags_of(persistent=False)
+    bodies_in, properties = [b"one", b"two", b"", b"four"], [b'{"n":%d}' % n for n in range(4)]
+    batch = Batch.parse(seal(bodies_in, properties, flags=flags, first_n=1, time_ms=5))
+    parts = hot.deliver(
+        number=1,
+        first=10,
+        time_ms=5,
+        count=3,
+        part=7,
+        flags=hot.REDELIVERED,
+        batch_flags=batch.flags,
+        cut=batch.cut(1, 3),
+    )
+
+    run = Run(consumer.legs[1], hot.read_deliver(b"".join(parts)), at=bench.now)
+    messages = [Message(run, index) for index in range(3)]
+
+    assert [message.body for message in messages] == [b"two", b"", b"four"]
+    assert [message.properties["n"] for message in messages] == [1, 2, 3]
+    assert [message.id for message in messages] == ["1.1.7.10", "1.1.7.11", "1.1.7.12"]
+    assert (run.size, run.bytes_of(0, 1), run.bytes_of(1, 3)) == (7, 3, 4)
+    assert messages[0].redelivered
+    assert not messages[0].persistent
 
 
 def test_a_run_cut_out_of_a_batch_has_its_own_bodies() -> None:
@@ -209,6 +237,36 @@ def test_flush_with_nothing_to_settle_is_answered_at_once() -> None:
     assert flushed == []
 
 
+def test_to_ack_and_then_to_requeue_a_message_is_to_ack_it() -> None:
+    cluster, bench, consumer = started()
+    cluster.put("q", b"x")
+    messages = taken(bench, consumer)
+
+    consumer.ack(*messages[0])
+    consumer.requeue(*messages[0], Cause.FAILED)
+    flush(bench, consumer)
+
+    assert cluster.states("q") == ["done"]
+
+
+def test_numbers_of_acks_begin_anew_when_they_have_no_more_bits() -> None:
+    cluster, bench, consumer = started()
+    consumer.legs[1]._a = (1 << 32) - 3
+    cluster.put("q", *([b"x"] * 4))
+    messages = taken(bench, consumer)
+    bench.hold.add(bench.connection_to("a"))
+
+    for run, index in messages:
+        consumer.ack(run, index)
+        bench.run()
+    token = bench.begin(consumer.flush)
+    bench.hold.clear()
+    bench.run()
+
+    assert [s.a for s in settlements(cluster)] == [(1 << 32) - 2, (1 << 32) - 1, 1, 2]
+    assert bench.results[token] == []
+
+
 # Resuming
 
 
@@ -276,6 +334,23 @@ def test_an_ack_that_was_done_and_not_answered_is_a_good_answer_after_the_resume
     assert done_before == ["done"]
     assert opens(cluster, "b")[-1].acked == [(1, 0, 1)]
     assert bench.results[token] == []
+
+
+def test_an_ack_that_a_resume_finds_to_be_of_no_effect_is_told_by_flush() -> None:
+    cluster, bench, consumer = started("a", "b")
+    cluster.put("q", b"x", b"y")
+    messages = taken(bench, consumer)
+    bench.deaf.add(bench.connection_to("a"))
+    for run, index in messages:
+        consumer.ack(run, index)
+    token = bench.begin(consumer.flush)
+    bench.run()
+    part = cluster.offices[1].parts[consumer.info.id]
+    part[1].number, part[1].holder = 99, ("another", "consumer")
+
+    fail_over(cluster, bench, "b")
+
+    assert bench.results[token] == [Stale(1, 1, 1, 1, 1)]
 
 
 def test_what_is_held_and_not_in_flight_any_more_is_dropped_wherever_it_is() -> None:

@@ -64,6 +64,29 @@ def test_a_dead_node_is_dialed_with_pauses_that_double_up_to_a_limit() -> None:
     assert len({round(pause, 6) for pause in pauses[-5:]}) > 1, "no jitter"
 
 
+def test_a_node_that_hangs_up_at_once_is_dialed_more_and_more_seldom() -> None:
+    cluster = FakeCluster("a")
+    bench = Bench(cluster)
+    bench.enter()
+
+    def hang_up_until(end: float) -> int:
+        before = len(bench.dials)
+        while bench.now < end:
+            for connection in cluster.nodes["a"].open_connections():
+                connection.closed = True
+            bench.advance(0.02)
+        return len(bench.dials) - before
+
+    bench.advance(10)
+    first_second = hang_up_until(bench.now + 1)
+    later_second = hang_up_until(bench.now + 1)
+    bench.advance(10)
+    after_a_calm = hang_up_until(bench.now + 1)
+
+    assert first_second > 2 * later_second
+    assert after_a_calm == first_second
+
+
 def test_all_given_nodes_are_tried_before_one_is_tried_again() -> None:
     cluster = FakeCluster("a", "b", "c")
     cluster.nodes["a"].alive = cluster.nodes["b"].alive = False

@@ -171,6 +171,39 @@ def test_credit_of_the_leg_that_is_idle_for_longest_is_called_back_after_20_ms()
     assert [run.body(0) for run, _ in bench.take_all(consumer)] == [b"waits"]
 
 
+def test_of_several_idle_legs_the_one_that_is_idle_for_longest_gives_its_credit_back() -> None:
+    cluster, bench, consumer = started(3, 6)
+    for sid in (3, 1, 2):
+        cluster.put("q", b"x", sid=sid)
+        bench.advance(0.1)
+        for run, index in bench.take_all(consumer):
+            consumer.ack(run, index)
+        bench.run()
+    # All is free or allowed; one leg takes the rest, and wants more.
+    cluster.put("q", *([b"x"] * 20), sid=2)
+
+    bench.advance(0.03)
+
+    called = credits(cluster, back=True)
+    assert [frame.channel for frame in called[:1]] == [consumer.legs[3].number]
+
+
+def test_legs_for_which_messages_wait_take_turns() -> None:
+    cluster, bench, consumer = started(3, 1)
+    for sid in (1, 2, 3):
+        cluster.put("q", *([b"x"] * 30), sid=sid)
+    bench.run()
+
+    sids: list[int] = []
+    for _ in range(30):
+        for run, index in bench.take_all(consumer):
+            sids.append(run.sid)
+            consumer.ack(run, index)
+        bench.advance(0.021)
+
+    assert min(sids.count(sid) for sid in (1, 2, 3)) >= 5
+
+
 def test_what_was_planned_before_the_credit_went_back_still_counts() -> None:
     cluster, bench, consumer = started(1, 10)
     leg = consumer.legs[1]

@@ -354,14 +354,38 @@ def test_a_node_is_told_once_which_topology_the_client_has_by_now() -> None:
     cluster.ver += 1
     bench.feed_topology(cluster.topology)  # By its connection to a.
 
+    bench.consumer("q")
     bench.advance(2.5)
+    opens = [
+        message
+        for node in cluster.nodes.values()
+        for message in node.messages(Verb.OPEN_CONSUMER)[-1:]
+        if isinstance(message, control.OpenConsumer)
+    ]
 
     def told(node: str) -> list[control.Ver | None]:
         pings = cluster.nodes[node].messages(Verb.PING)
         return [ping.topology for ping in pings if isinstance(ping, control.Ping)]
 
     assert told("a") == [None, None]
-    assert told("b") == [(2, "h2"), None]
+    assert told("b") == [None, None]
+    assert [message.topology for message in opens] == [None, (2, "h2")]
+
+
+def test_an_older_topology_changes_nothing() -> None:
+    cluster = FakeCluster("a", "b")
+    bench = Bench(cluster)
+    bench.enter()
+    older = cluster.topology
+    cluster.move(1, "b")
+    bench.run()
+
+    bench.feed_topology(older)
+
+    assert bench.core.topology.ver == (2, "h2")
+    place = bench.core.topology.place(1)
+    assert place is not None
+    assert place.node == "b"
 
 
 def test_a_deleted_queue_ends_its_producers_and_consumers() -> None:
@@ -448,6 +472,43 @@ def test_numbers_are_asked_for_at_each_post_office() -> None:
     assert isinstance(purged, control.Done)
     assert purged.purged == 1
     assert cluster.states("q", 2) == ["done"]
+
+
+def test_a_queue_of_this_catalog_that_is_not_found_is_not_asked_for_again() -> None:
+    cluster = FakeCluster("a")
+    cluster.add_queue("q")
+    bench = Bench(cluster)
+    bench.enter()
+    producer = bench.producer("q")
+
+    cluster.queues.clear()
+    cluster.nodes["a"].open_connections()[0].closed = True
+    bench.advance(1)
+
+    assert isinstance(producer.error, QueueNotFound)
+    assert len(cluster.nodes["a"].frames(Verb.DESCRIBE)) == 1
+
+
+def test_an_open_that_a_newer_connection_stands_against_is_made_by_a_still_newer_one() -> None:
+    cluster = FakeCluster("a")
+    cluster.add_queue("q")
+    bench = Bench(cluster)
+    bench.enter()
+
+    def replaced(connection: FakeConnection, message: control.Request, channel: int) -> None:
+        cluster.nodes["a"].intercept = None
+        error = control.Error(
+            req=message.req, code="replaced", sentence="a newer one", ends="channel"
+        )
+        connection.say(error, channel)
+
+    cluster.nodes["a"].intercept = on(Verb.OPEN_PRODUCER, replaced)
+    token = bench.begin_producer("q")
+    bench.advance(1)
+
+    assert token in bench.results
+    hellos = cluster.nodes["a"].messages(Verb.HELLO)
+    assert [hello.dial for hello in hellos if isinstance(hello, control.Hello)] == [1, 2]
 
 
 def test_more_channels_than_a_connection_allows_are_refused_with_what_to_do() -> None:

@@ -242,11 +242,14 @@ def test_fetch_returns_when_there_are_enough_or_time_is_over() -> None:
             third = await consumer.fetch(1, timeout=0)
             cluster.put("q", b"4")  # Its credit was called back: this waits at the node.
             server.spread()
+            await asyncio.sleep(0.01)
+            waits = cluster.states("q")[-1]
             fourth = await consumer.fetch(1, timeout=5)
 
             assert [m.body for m in first] == [b"1", b"2"]
             assert [m.body for m in second] == [b"3"]
             assert third == []
+            assert waits == "ready"
             assert [m.body for m in fourth] == [b"4"]
 
     play(scenario)
@@ -373,6 +376,27 @@ def test_a_failover_is_told_and_nothing_is_lost() -> None:
             assert any(isinstance(event, ConnectionLost) for event in told)
 
     play(scenario, "a", "b")
+
+
+def test_a_listener_that_hangs_over_one_event_is_told_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tanist.client.LISTENER_S_MAX", 0.01)
+
+    async def scenario(cluster: FakeCluster, server: FakeServer) -> None:
+        told: list[ClientEvent] = []
+
+        async def hangs(event: ClientEvent) -> None:
+            told.append(event)
+            await asyncio.Event().wait()
+
+        async with tanist.connect(server.url, listener=hangs) as client:
+            await client.producer("q")
+            cluster.nodes["a"].open_connections()[0].closed = True
+            server.spread()
+            await until(lambda: any(isinstance(event, Resumed) for event in told))
+
+    play(scenario)
 
 
 def test_a_listener_that_raises_or_hangs_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
