@@ -207,6 +207,28 @@ class Client:
         """See `tanist.Client.status`."""
         return self._thread.call(self._client.status())
 
+    @property
+    def node(self) -> str:
+        """The node by which this client is in the cluster; empty while it is not."""
+        self._thread.check()
+        return self._client.node
+
+    @property
+    def topology(self) -> dict[int, str]:
+        """The owner's name of each stream, as far as it is known. 0 is the catalog."""
+        self._thread.check()
+        return self._client.topology
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` told of events, in the background thread; returns a function that
+        ends it. See `tanist.Client.listen`."""
+
+        async def listened() -> Callable[[], None]:
+            return self._client.listen(listener)
+
+        stop = self._thread.call(listened())
+        return lambda: self._thread.soon(stop)
+
     def producer(self, queue: str) -> Producer:
         """Publish to a queue. Raises `QueueNotFound`; never makes one."""
 

@@ -426,18 +426,24 @@ class Client:
     def _feed(self, event: Event) -> None:
         if self._core is None:
             return
-        self._core.handle(event, self._loop.time(), self._outbox)
-        self._carry_out()
+        try:
+            self._core.handle(event, self._loop.time(), self._outbox)
+            self._carry_out()
+        except Exception:
+            self._end_with_a_bug(self._core)
         self.turn()
 
     def _end_turn(self) -> None:
         self._turn_ends = False
         core = self._core
         assert core is not None
-        if core.has_work:
-            core.handle(Wake(), self._loop.time(), self._outbox)
-        while self._outbox:  # To be closed, some leave effects without an event.
-            self._carry_out()
+        try:
+            if core.has_work:
+                core.handle(Wake(), self._loop.time(), self._outbox)
+            while self._outbox:  # To be closed, some leave effects without an event.
+                self._carry_out()
+        except Exception:
+            self._end_with_a_bug(core)
         if self._writes:
             writes, self._writes = self._writes, {}
             for connection, parts in writes.items():
@@ -450,6 +456,18 @@ class Client:
             for connection in hangups:
                 self._hang_up(connection)
         self._set_timer(core)
+
+    def _end_with_a_bug(self, core: ClientCore) -> None:
+        """The core broke one of its own rules: nothing that it says can be relied on.
+
+        Without this the loop would log it, and whoever waits would wait for ever.
+        """
+        logger.exception("a bug in the client: it is closed")
+        if not core.closed:
+            core.close(None, self._loop.time(), self._outbox)
+            while self._outbox:
+                self._carry_out()
+        self._abandon()
 
     def _carry_out(self) -> None:
         """Do what the core says, except to write and to hang up, which is for the turn's end.
@@ -599,7 +617,7 @@ def _resolve(effect: Resolve) -> None:
         token.decide(cast("Confirmed | None", effect.result), effect.error)
     elif isinstance(token, _Question):
         token.decide(effect.result, effect.error)
-    else:
+    elif token is not None:
         assert isinstance(token, asyncio.Future)
         if not token.done():
             _decide(token, effect.result, effect.error)

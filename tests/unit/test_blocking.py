@@ -84,6 +84,8 @@ def test_everything_works_without_asyncio(server: ServerThread) -> None:
         assert queues == ["q", "orders"]
         assert client.describe("orders").name == "orders"
         assert client.status() == {"node": "a"}
+        assert client.node == "a"
+        assert client.topology == {0: "a", 1: "a"}
         assert client.purge("orders") == 0
         client.delete("orders")
         with pytest.raises(tanist.QueueNotFound):
@@ -209,7 +211,8 @@ def test_a_listener_that_calls_the_client_is_told_that_it_cannot(server: ServerT
             errors.append(error)
         heard.set()
 
-    with blocking.connect(server.url, listener=listener) as client:
+    with blocking.connect(server.url) as client:
+        stop = client.listen(listener)
 
         def hang_up() -> None:
             server.cluster.nodes["a"].open_connections()[0].closed = True
@@ -217,6 +220,7 @@ def test_a_listener_that_calls_the_client_is_told_that_it_cannot(server: ServerT
 
         server.loop.call_soon_threadsafe(hang_up)
         assert heard.wait(5)
+        stop()
 
     assert "cannot wait" in str(errors[0])
 

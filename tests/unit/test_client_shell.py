@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+import uvloop
 
 import tanist
 from tanist.events import ClientEvent, ConnectionLost, Resumed
@@ -19,7 +20,7 @@ Scenario = Callable[[FakeCluster, FakeServer], Coroutine[Any, Any, None]]
 # Any: what coroutines send and receive inside is asyncio's own affair.
 
 
-def play(scenario: Scenario, *nodes: str) -> None:
+def play(scenario: Scenario, *nodes: str, run: Callable[..., None] = asyncio.run) -> None:
     """Run a scenario against a cluster that has queue q."""
 
     async def main() -> None:
@@ -28,7 +29,7 @@ def play(scenario: Scenario, *nodes: str) -> None:
         async with FakeServer(cluster) as server, asyncio.timeout(10):
             await scenario(cluster, server)
 
-    asyncio.run(main())
+    run(main())
 
 
 def park(verb: Verb, parked: list[tuple[FakeConnection, Frame]]) -> Intercept:
@@ -56,7 +57,8 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
-def test_a_client_declares_sends_receives_and_acks() -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_client_declares_sends_receives_and_acks(run: Callable[..., None]) -> None:
     async def scenario(cluster: FakeCluster, server: FakeServer) -> None:
         async with tanist.connect(server.url) as client:
             info = await client.declare("orders")
@@ -88,7 +90,7 @@ def test_a_client_declares_sends_receives_and_acks() -> None:
             with pytest.raises(tanist.QueueNotFound):
                 await client.describe("orders")
 
-    play(scenario)
+    play(scenario, run=run)
 
 
 def test_an_unknown_queue_is_not_found_and_never_made() -> None:
@@ -520,6 +522,26 @@ def test_a_node_that_speaks_another_version_is_named_in_the_error() -> None:
             await tanist.connect(server.url, failover_timeout_s=0.1)
 
     play(scenario)
+
+
+def test_a_bug_in_the_core_ends_the_client_and_everybody_who_waits(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(cluster: FakeCluster, server: FakeServer) -> None:
+        client = await tanist.connect(server.url)
+        producer = await client.producer("q")
+
+        def breaks(*arguments: object) -> None:
+            raise AssertionError("planted")
+
+        monkeypatch.setattr(producer._core, "frame", breaks)
+        with pytest.raises(tanist.ClosedError):
+            await producer.send(b"x")
+        with pytest.raises(tanist.ClosedError):
+            await client.queues()
+
+    play(scenario)
+    assert "planted" in caplog.text
 
 
 @pytest.mark.parametrize("arguments", [{"failover_timeout_s": 0}, {"window_messages": 0}])
