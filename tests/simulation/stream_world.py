@@ -814,9 +814,11 @@ class StreamWorld:
     def _may_wait_for_ever(self) -> bool:
         entry = self.value.streams[self.sid]
         live = [life.who for life in self.lives.values() if life.alive]
-        if not any(who in live for who in entry.isr) and any(who in live for who in entry.shed):
-            # It is the operator's choice to go on with a copy that was let go. But he is not
-            # asked for one death: nobody is let go whose copy is needed.
+        proven = all(superseded(self.value, who) for who in (*entry.isr, *entry.shed))
+        if not any(who in live for who in entry.isr) and not proven:
+            # The operator must say that a copy which was let go is the best there is, or that
+            # a node which is down will not come back with one. But he is not asked for one
+            # death: nobody is let go whose copy is needed.
             self._check_deaths(entry)
             return True
         # Without transfer of content a copy that needs it waits, and with it the stream.
