@@ -386,7 +386,7 @@ class ClientCore:
         self.links.heartbeats(now, outbox)
         self._keep_entry(now, outbox)
         deadlines = [
-            self.links.next_deadline(),
+            self.links.next_deadline(now),
             self._router.next_deadline(),
             self._next_dial_at,
             *(until for _, until in self._entering),
@@ -409,7 +409,7 @@ class ClientCore:
                 sentence = f"no node could be entered (last: {self.links.last_error})"
                 outbox.append(Resolve(token, None, FailoverTimeout(sentence)))
         self._next_dial_at = None
-        if not len(self.links):
+        if self.links.in_doubt(now):
             everywhere = self.links.everywhere()
             if not self.links.dial_one(everywhere, now, outbox):
                 self._next_dial_at = self.links.earliest_dial(everywhere)

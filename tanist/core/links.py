@@ -11,6 +11,8 @@ Rules
 2. A connection is closed that was silent for `SILENCE_S`. If our own turn was late by that
    much, all are closed, and what was not read is dropped: the node has let others take over
    what we held, and what lies in the socket may be out of date.
+3. A node that stopped says nothing, so a client that knows only that one would wait for the
+   whole silence. Before that it enters by another one as well, and learns of a takeover.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from tanist.core.backoff import Backoff
 from tanist.core.events import Dial, Effect, Hangup
 from tanist.core.link import Link, State
-from tanist.core.settings import OPENING_S_MAX, SILENCE_S, ClientSettings
+from tanist.core.settings import DOUBT_S, OPENING_S_MAX, SILENCE_S, ClientSettings
 from tanist.core.topology import KnownTopology, Place
 from tanist.url import split_locator
 from tanist.wire.control import VERSION, Hello, Ping, Welcome
@@ -98,8 +100,7 @@ class Links:
 
     def dial_one(self, locators: Iterable[str], now: float, outbox: list[Effect]) -> bool:
         """Dial one of these at random, if there is one that is not connected or in a pause."""
-        taken = {at for link in self._links.values() for at in link.locators}
-        ready = [at for at in locators if at not in taken and now >= self._pause_end(at)]
+        ready = [at for at in self._unconnected(locators) if now >= self._pause_end(at)]
         if not ready:
             return False
         locator = ready[int(self._draw() * len(ready))]
@@ -110,8 +111,12 @@ class Links:
         return True
 
     def earliest_dial(self, locators: Iterable[str]) -> float | None:
-        """When the first of these comes out of its pause."""
-        return min(map(self._pause_end, locators), default=None)
+        """When the first of these that is not connected comes out of its pause."""
+        return min(map(self._pause_end, self._unconnected(locators)), default=None)
+
+    def _unconnected(self, locators: Iterable[str]) -> list[str]:
+        taken = {at for link in self._links.values() for at in link.locators}
+        return [at for at in locators if at not in taken]
 
     def _pause_end(self, locator: str) -> float:
         pause = self._backoffs.get(locator)
@@ -173,6 +178,12 @@ class Links:
 
     # Time
 
+    def in_doubt(self, now: float) -> bool:
+        """Whether no connection has been heard of lately, and none is being made."""
+        return not self.opening and all(
+            now >= link.heard_at + DOUBT_S for link in self._links.values()
+        )
+
     def silent(self, now: float) -> list[tuple[Link, str]]:
         """Those that must be given up, each with the reason."""
         found: list[tuple[Link, str]] = []
@@ -193,11 +204,13 @@ class Links:
                 link.told = known
                 link.say(Ping(time_ms=int(now * 1000), topology=topology), outbox)
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self, now: float) -> float | None:
         deadline: float | None = None
         for link in self._links.values():
             if link.state is State.OPEN:
                 at = min(link.ping_at, link.heard_at + SILENCE_S)
+                if now < link.heard_at + DOUBT_S:
+                    at = min(at, link.heard_at + DOUBT_S)
             else:
                 at = link.begun_at + OPENING_S_MAX
             if deadline is None or at < deadline:

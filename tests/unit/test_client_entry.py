@@ -141,6 +141,39 @@ def test_a_silent_connection_is_closed_after_three_seconds() -> None:
     assert bench.core.entry == "b"
 
 
+def test_a_client_of_a_node_that_stopped_learns_of_the_takeover_from_another_one() -> None:
+    cluster = FakeCluster("a", "b")
+    cluster.add_queue("q")
+    bench = Bench(cluster)
+    bench.enter()
+    producer = bench.producer("q")
+    bench.advance(1)
+    bench.hold.add(bench.connection_to("a"))
+    bench.deaf.add(bench.connection_to("a"))
+    cluster.move(1, "b")
+
+    producer.post(b"x")
+    bench.advance(1.4)
+    early = producer.owner
+    bench.advance(0.2)
+
+    assert early == "a"
+    assert producer.owner == "b"
+    assert cluster.bodies("q") == [b"x"]
+    assert bench.events(ConnectionLost) == []
+
+
+def test_deadlines_find_work_while_there_is_no_other_node_to_ask() -> None:
+    cluster = FakeCluster("a")
+    bench = Bench(cluster)
+    bench.enter()
+    bench.hold.add(bench.connection_to("a"))
+
+    bench.advance(2.9)
+
+    assert bench.wakes < 10
+
+
 def test_a_client_whose_own_turn_was_late_drops_what_it_has_not_read() -> None:
     cluster = FakeCluster("a")
     cluster.add_queue("q")
