@@ -39,7 +39,7 @@ class CatalogDesk:
             message = Done(req=asked.req, queue=info, catalog=self.known())
         else:
             message = msgspec.structs.replace(info, req=asked.req)
-        self.stream.answer(Say(connection, message))
+        self.say(connection, message)
 
     def add(self, asked: Declare) -> QueueInfo | Error:
         """The queue as it is now, made if need be; or why it cannot be."""
@@ -71,10 +71,10 @@ class CatalogDesk:
         if queue is None:
             sentence = f"there is no queue {asked.queue!r}"
             error = Error(req=asked.req, code="not_found", sentence=sentence, value=asked.queue)
-            self.stream.answer(Say(connection, error))
+            self.say(connection, error)
             return
         self.stream.append(DeleteQueue(queue.id))
-        self.stream.answer(Say(connection, Done(req=asked.req, queue=queue, catalog=self.known())))
+        self.say(connection, Done(req=asked.req, queue=queue, catalog=self.known()))
 
     def adopt(self, queues: Sequence[QueueInfo]) -> None:
         """An owner has parts of these: after a loss of the catalog they are queues again."""
@@ -86,8 +86,13 @@ class CatalogDesk:
         """(gen, seq) of the last op: what a copy must have to know all that was answered."""
         return (self.stream.gen, self.stream.log_end - 1)
 
-    def reply(self, effect: Released) -> None:
-        self.stream.answer(effect)
+    def say(self, connection: Connection, message: Message, channel: int = 0) -> None:
+        """An answer that leaves when everything appended so far is released."""
+        self.stream.answer(self._handout.owe(Say(connection, message, channel)))
+
+    def leave(self, outbox: list[Effect]) -> None:
+        """This node owns the catalog no more."""
+        self._handout.take_back(outbox)
 
     def released(self, effects: list[Released], outbox: list[Effect]) -> None:
         self._handout.release(effects, self.stream.copies, lambda: True, outbox)

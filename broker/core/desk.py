@@ -62,6 +62,7 @@ from tanist.wire.control import (
     Closed,
     Done,
     Error,
+    Message,
     Moved,
     OpenConsumer,
     Opened,
@@ -78,6 +79,10 @@ HELD_SAID_S: Final = 1.0
 """A stream that is held for so long says so to its clients."""
 GRANT_BELOW: Final = 0.5
 """A producer that has less than this share of its credit left is given more."""
+GRANT_SHARE: Final = 8
+"""A producer is given this part of what is left at most, so that many share it."""
+GRANT_BYTES_MIN: Final = 4 << 10
+"""Less is not given: the producer waits for more."""
 REFUSED_RETRY_MS: Final = 1000
 RUNS_MAX: Final = 1_000
 """Of one ack or requeue op; a client's frame with more becomes several ops."""
@@ -100,7 +105,7 @@ class Desk:
     Args:
         stream: Owned by this node.
         office: What it carries.
-        may_grant: Whether the node's memory allows to give publishers credit.
+        grantable_bytes: What the node's memory allows to give publishers still.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class Desk:
         office: PostOffice,
         limits: Limits,
         timing: Timing,
-        may_grant: Callable[[], bool],
+        grantable_bytes: Callable[[], int],
         now: float,
     ) -> None:
         self.sid = stream.sid
@@ -118,7 +123,7 @@ class Desk:
         self.office = office
         self._limits = limits
         self._timing = timing
-        self._may_grant = may_grant
+        self._grantable_bytes = grantable_bytes
         self._dispatcher = Dispatcher(self.office, unacked_max=limits.consumer_credit_messages_max)
         self._handout = Handout(self.office)
         self._producers: dict[bytes, ProducerChannel] = {}
@@ -174,11 +179,8 @@ class Desk:
         standing, next_n = self.office.expected(producer, asked.producer_epoch)
         if standing is Standing.FENCED:
             sentence = f"producer epoch {asked.producer_epoch} is over: a newer one was opened"
-            connection.say(
-                _channel_error(asked.req, "fenced", sentence, str(asked.producer_epoch)),
-                outbox,
-                number,
-            )
+            error = _channel_error(asked.req, "fenced", sentence, str(asked.producer_epoch))
+            self._say(connection, error, number)
             return
         before = self._producers.get(producer)
         if before is not None and not self._replace(before, connection, asked.req, number, outbox):
@@ -199,9 +201,7 @@ class Desk:
         )
         connection.channels[number] = channel
         self._producers[producer] = channel
-        if self._can_grant(queue):
-            channel.granted_messages = self._limits.producer_credit_messages
-            channel.granted_bytes = self._limits.producer_credit_bytes
+        self._grant(channel)
         opened = Opened(
             req=asked.req,
             gen=self.stream.gen,
@@ -235,7 +235,7 @@ class Desk:
             self.stream.answer(Confirm(channel, batch.end_n - 1))
         elif batch.first_n != next_n:
             sentence = f"message {next_n} is expected, and a batch from {batch.first_n} came"
-            self._fail(channel, "bad_state", sentence, str(batch.first_n), outbox)
+            self._fail(channel, "bad_state", sentence, str(batch.first_n))
             return
         elif self._is_full(channel.queue) and channel.queue.settings.when_full == "refuse":
             refused = Refused(
@@ -244,7 +244,7 @@ class Desk:
                 sentence=f"queue {channel.queue.name!r} is full in post office {self.sid}",
                 retry_after_ms=REFUSED_RETRY_MS,
             )
-            self.stream.answer(Say(channel.connection, refused, channel.number))
+            self._say(channel.connection, refused, channel.number)
             self._forget_producer(channel)
             return
         else:
@@ -278,24 +278,39 @@ class Desk:
         part = self.office.part_of(queue.id)
         return part is not None and self.office.bytes_of(part) >= limit
 
-    def _can_grant(self, queue: QueueInfo) -> bool:
-        if self.stream.held is not None or not self._may_grant():
+    @property
+    def credit_out_bytes(self) -> int:
+        """Given to producers and not used yet."""
+        return sum(
+            max(0, channel.granted_bytes - channel.used_bytes)
+            for channel in self._producers.values()
+        )
+
+    def _grant(self, channel: ProducerChannel) -> bool:
+        """Give a producer credit, the less the less is left. False: there is none to give."""
+        if self.stream.held is not None:
             return False
+        limits, queue = self._limits, channel.queue
+        left = min(self._grantable_bytes() // GRANT_SHARE, self.stream.room() // 2)
         if self._is_full(queue):
-            # A producer of a queue that refuses must be able to come and be refused.
-            return queue.settings.when_full == "refuse"
-        return self.stream.room() > self._limits.producer_credit_bytes
+            if queue.settings.when_full != "refuse":
+                return False
+            # It must be able to come and be refused.
+            left = max(left, GRANT_BYTES_MIN)
+        if left < GRANT_BYTES_MIN:
+            return False
+        channel.granted_messages = channel.used_messages + limits.producer_credit_messages
+        channel.granted_bytes = channel.used_bytes + min(limits.producer_credit_bytes, left)
+        return True
 
     def _feed_hungry(self, outbox: list[Effect]) -> None:
         for channel in list(self._hungry):
             if not channel.open:
                 del self._hungry[channel]
                 continue
-            if channel.parked or not self._can_grant(channel.queue):
+            if channel.parked or not self._grant(channel):
                 continue
             del self._hungry[channel]
-            channel.granted_messages = channel.used_messages + self._limits.producer_credit_messages
-            channel.granted_bytes = channel.used_bytes + self._limits.producer_credit_bytes
             payload = hot.credit(channel.granted_messages, channel.granted_bytes)
             channel.write(Verb.CREDIT, (payload,), outbox)
 
@@ -460,17 +475,32 @@ class Desk:
     def close(self, channel: Channel, req: int) -> None:
         """CLOSE of a channel: what a consumer holds returns at once."""
         self._drop(channel, clean=True, now=0.0)
-        self.stream.answer(Say(channel.connection, Closed(req=req), channel.number))
+        self._say(channel.connection, Closed(req=req), channel.number)
 
-    def lost(self, channel: Channel, now: float) -> None:
-        """Its connection is gone; the client may come back by another one."""
+    def lost(self, channel: Channel, now: float, *, sent_away: bool = False) -> None:
+        """Its connection is gone; the client may come back by another one.
+
+        With `sent_away` that was this node's doing: nobody failed.
+        """
         self._drop(channel, clean=False, now=now)
+        if sent_away and isinstance(channel, ConsumerChannel):
+            grace = self._graces.get(channel.holder)
+            if grace is not None:
+                grace.ends_at, grace.counts = now + self._timing.grace_ms / 1000, False
+
+    def queue_ids(self) -> list[int]:
+        """The queues that have a part here, or somebody who would use one."""
+        ids = dict.fromkeys(self.office.queue_ids())
+        for channel in (*self._producers.values(), *self._consumers.values()):
+            ids[channel.queue.id] = None
+        return list(ids)
 
     def leave(self, message: Moved, outbox: list[Effect]) -> None:
         """This node owns the post office no more: every channel ends, nothing is appended."""
         for channel in (*self._producers.values(), *self._consumers.values()):
             channel.say(message, outbox)
             channel.close()
+        self._handout.take_back(outbox)
 
     def drop_queue(self, queue_id: int, outbox: list[Effect]) -> None:
         """The queue was deleted."""
@@ -572,10 +602,8 @@ class Desk:
         if self._consumers.get(channel.holder) is channel:
             del self._consumers[channel.holder]
 
-    def _fail(
-        self, channel: ProducerChannel, code: str, sentence: str, value: str, outbox: list[Effect]
-    ) -> None:
-        channel.say(_channel_error(0, code, sentence, value), outbox)
+    def _fail(self, channel: ProducerChannel, code: str, sentence: str, value: str) -> None:
+        self._say(channel.connection, _channel_error(0, code, sentence, value), channel.number)
         self._forget_producer(channel)
 
     # Requests about a queue's part
@@ -586,7 +614,7 @@ class Desk:
         answer = PartStat(
             ready=stat.ready, in_flight=stat.in_flight, bytes=stat.bytes, consumers=consumers
         )
-        self.stream.answer(Say(connection, Done(req=req, stat=answer)))
+        self._say(connection, Done(req=req, stat=answer))
 
     def purge(self, connection: Connection, req: int, queue_id: int) -> None:
         part = self.office.part_of(queue_id)
@@ -595,11 +623,11 @@ class Desk:
             purged = self.office.purged(
                 self.stream.append(Purge(part, self.office.end_of(part) - 1))
             )
-        self.stream.answer(Say(connection, Done(req=req, purged=purged)))
+        self._say(connection, Done(req=req, purged=purged))
 
-    def reply(self, effect: Released) -> None:
-        """Have this leave when everything appended so far is released."""
-        self.stream.answer(effect)
+    def _say(self, connection: Connection, message: Message, channel: int = 0) -> None:
+        """An answer that leaves when everything appended so far is released."""
+        self.stream.answer(self._handout.owe(Say(connection, message, channel)))
 
     # Turns and time
 
@@ -641,8 +669,8 @@ class Desk:
         for holder, grace in list(self._graces.items()):
             if now < grace.ends_at:
                 continue
-            if self.stream.release < grace.after_seq:
-                # Nothing of this epoch has left yet: the clients had no chance to come.
+            if self.stream.release < grace.after_seq or self.stream.held is not None:
+                # Nothing leaves here: the clients had no chance to come.
                 grace.ends_at = now + self._timing.grace_ms / 1000
                 continue
             del self._graces[holder]
@@ -681,7 +709,7 @@ class Desk:
         )
 
     def _opened(self, connection: Connection, number: int, opened: Opened) -> None:
-        self.stream.answer(Say(connection, opened, number))
+        self._say(connection, opened, number)
 
 
 def _channel_error(req: int, code: str, sentence: str, value: str) -> Error:

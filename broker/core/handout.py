@@ -13,6 +13,7 @@ wait here, in order, and leave when an answer comes or not at all.
 Rules
 -----
 1. An effect names the instance of a channel. If that is closed by now, it is dropped.
+   What answers a request without a channel is never just dropped: see `take_back`.
 2. What was said to a channel before is written before.
 """
 
@@ -30,11 +31,11 @@ from broker.core.dispatcher import Planned
 from broker.core.events import ClientWrite, Effect
 from broker.core.post_office import PostOffice
 from tanist.wire import hot
-from tanist.wire.control import Message, Opened
+from tanist.wire.control import Answer, Message, Opened, Retry
 from tanist.wire.frames import CREDIT_BACK, Verb, frame
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Say:
     """A control message on a connection, or on one of its channels."""
 
@@ -99,11 +100,26 @@ class Handout:
     def __init__(self, office: PostOffice | None) -> None:
         self._office = office
         self._withheld: deque[Hand] = deque()
+        self._owed: dict[Say, None] = {}
 
     @property
     def withheld(self) -> int:
         """Deliveries that wait for the in-sync set to answer."""
         return len(self._withheld)
+
+    def owe(self, say: Say) -> Say:
+        """Somebody waits for this answer, and no end of a channel will tell him otherwise."""
+        self._owed[say] = None
+        return say
+
+    def take_back(self, outbox: list[Effect]) -> None:
+        """Nothing of this stream is released here any more: whoever waits must ask again."""
+        owed, self._owed = self._owed, {}
+        for say in owed:
+            message, to = say.message, say.to
+            asked = isinstance(message, Answer) and message.req
+            if asked and isinstance(to, Connection) and to.state is not State.CLOSING:
+                to.say(Retry(req=asked, after_ms=0), outbox, say.channel)
 
     def release(
         self,
@@ -175,6 +191,7 @@ class Handout:
         outbox: list[Effect],
     ) -> None:
         to = effect.to
+        self._owed.pop(effect, None)
         if isinstance(to, Connection):
             if to.state is not State.CLOSING:
                 to.say(effect.message, outbox, effect.channel)

@@ -60,6 +60,14 @@ class WaitingRoom:
             waiting.connection.say(wait, outbox, waiting.channel)
         self._waiting.append(waiting)
 
+    def drop(self, connection: Connection, channel: int) -> None:
+        """The client gave up what it asked for on this channel."""
+        self._waiting = [
+            one
+            for one in self._waiting
+            if one.connection is not connection or one.channel != channel
+        ]
+
     def found(self, asked: int, caught_up: tuple[int, int] | None) -> None:
         """The catalog's owner answered; None: it was no longer the owner."""
         for waiting in self._waiting:

@@ -194,9 +194,7 @@ class Links:
         self._dead.discard(who)
         self._life_at.pop(who, None)
 
-    def close(
-        self, who: Incarnation, now: float, outbox: list[PeerEffect]
-    ) -> list[LinkNews]:
+    def close(self, who: Incarnation, now: float, outbox: list[PeerEffect]) -> list[LinkNews]:
         """What this peer says is not to be trusted: close its link, if it has one."""
         news: list[LinkNews] = []
         peer = self._peers.get(who.node)

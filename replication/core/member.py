@@ -187,6 +187,9 @@ class Member:
         self._asked: dict[int, list[tuple[int | None, int]]] = {}
         self._groups: dict[str, str] = {}
         self._hearing: str | None = None
+        self._caring: int | None = None
+        """Number of a request that succession or caretaker made, and that is not answered.
+        They say nothing new before: without a majority it would pile up."""
         self._look_around = False
         """Something happened that those who care for the map must look at. Data is no such
         thing: on the hot path they would cost more than all the rest of a turn."""
@@ -285,7 +288,7 @@ class Member:
         for sid, stream in self.streams.items():
             stream.seal(now, self._outbox_of(sid))
         self._carry_on(now, outbox)
-        if self._look_around:
+        if self._look_around and self._caring is None:
             self._look_around = False
             self._take_care(now, outbox)
         if self._proposals and self.register.value is not None:
@@ -294,6 +297,8 @@ class Member:
                 [function for function, _, _ in proposals], now, self._register_outbox
             )
             self._asked[request] = [(sid, token) for _, sid, token in proposals]
+            if any(sid is None for _, sid, _ in proposals):
+                self._caring = request
             self._carry_on(now, outbox)
 
     def next_deadline(self) -> float | None:
@@ -452,6 +457,13 @@ class Member:
         stream = self.streams.get(message.sid)
         if stream is not None:
             stream.handle(stream_says.FromGroup(message), now, self._outbox_of(message.sid))
+            self._hearing = self._node_of(message.inc)
+            self._carry_on(now, outbox)
+            self._hearing = None
+
+    def _node_of(self, inc: int) -> str | None:
+        nodes = self.map.nodes.items() if self.map is not None else ()
+        return next((name for name, entry in nodes if entry.proc_inc == inc), None)
 
     # What the parts say
 
@@ -520,6 +532,10 @@ class Member:
                 stream = self.streams[sid] = self._new_stream(sid)
             changed = stream_says.MapChanged(value.map, value.ver)
             stream.handle(changed, now, self._outbox_of(sid))
+            for who in value.map.streams[sid].isr:
+                if self.links.is_dead(who):
+                    # It was told when it was proven, perhaps to another owner than this one.
+                    stream.handle(stream_says.Dead(who), now, self._outbox_of(sid))
         self._news.append(MapLearned(value.ver))
 
     def _new_stream(self, sid: int) -> Stream[Any, Any]:
@@ -544,6 +560,9 @@ class Member:
 
     def _changed(self, effect: register_says.Changed, now: float) -> None:
         asked = self._asked.pop(effect.request, [])
+        if effect.request == self._caring:
+            self._caring = None
+            self._look_around = True
         for (sid, token), result in zip(asked, effect.results, strict=False):
             if sid is not None:
                 outcome = stream_says.Outcome(token, effect.ver, result)

@@ -388,6 +388,7 @@ class Owner(Generic[OpT, ResultT]):
             outbox.append(Distrust(self._sid, who, sentence))
             return
         backup.heard_at = now
+        backup.dead = False  # A dial that was refused is a proof that can be false.
         self._align(backup)
         grew = message.contig > backup.receipt
         if grew:
@@ -689,9 +690,12 @@ class Owner(Generic[OpT, ResultT]):
         return any(pending.isr is not None for pending in self._pending.values())
 
     def _expand(self, now: float, outbox: list[Effect]) -> None:
-        if self._isr_change_pending():
-            return
         candidate = self._candidate
+        if self._isr_change_pending():
+            if candidate is not None and now >= self._candidate_since + self._limits.expand_s:
+                # Nobody knows when that change is decided: it must not hold up commit for long.
+                self._give_up(candidate, now, outbox)
+            return
         if candidate is None:
             candidate = self._choose(now)
             if candidate is None:
@@ -716,11 +720,14 @@ class Owner(Generic[OpT, ResultT]):
             or not candidate.aligned
             or now >= self._candidate_since + self._limits.expand_s
         ):
-            self._seat.counts["expand given up"] += 1
-            candidate.later_at = now + self._limits.expand_s
-            self._candidate = None
-            self._renew(now)
-            self._advance(now, outbox)
+            self._give_up(candidate, now, outbox)
+
+    def _give_up(self, candidate: Backup, now: float, outbox: list[Effect]) -> None:
+        self._seat.counts["expand given up"] += 1
+        candidate.later_at = now + self._limits.expand_s
+        self._candidate = None
+        self._renew(now)
+        self._advance(now, outbox)
 
     def _has_all(self, candidate: Backup) -> bool:
         """Whether it has every op that was ever released, in whatever epoch."""

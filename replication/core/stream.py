@@ -504,6 +504,10 @@ class Stream(Generic[OpT, ResultT]):
                 return
             # What is missing is not kept any more.
             self._shadow = None
+        if self.copy.void:
+            # Said to each new owner: the one before may have died with the knowledge.
+            outbox.append(Send(owner, Void(*self._seat.head(self.gen, offer.epoch))))
+            return
         step = plan(self.copy, offer)
         match step:
             case GoOn():
@@ -571,7 +575,9 @@ class Stream(Generic[OpT, ResultT]):
         """What was received may have been applied, may not fit, or may be the last that lacked."""
         copy = shadow.copy
         self._apply(copy, min(copy.commit, copy.log.end - 1), outbox)
-        self._heard_release = max(self._heard_release, shadow.release)
+        if copy is self.copy:
+            # Of a fresh copy's ticks the old one, which still answers questions, knows nothing.
+            self._heard_release = max(self._heard_release, shadow.release)
         if copy.unfit:
             self._shadow = None
             if copy is self.copy:

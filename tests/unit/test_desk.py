@@ -84,7 +84,7 @@ class Bench:
             office=self.office,
             limits=self.limits,
             timing=Timing(),
-            may_grant=lambda: True,
+            grantable_bytes=lambda: 1 << 30,
             now=now,
         )
 
@@ -282,6 +282,7 @@ def test_a_gap_in_the_numbers_ends_the_channel_only() -> None:
 
     # When a batch from 5 comes
     bench.publish(5, b"e")
+    bench.let_go()
 
     # Then the channel is closed with an error, and the connection is not
     [error] = bench.messages()
@@ -547,6 +548,7 @@ def test_a_producer_of_an_earlier_epoch_is_fenced() -> None:
 
     # When an older client of the same id opens it in epoch 1
     bench.produce(epoch=1)
+    bench.turn()
 
     # Then it is told that it is fenced
     [error] = bench.messages()
@@ -567,3 +569,49 @@ def test_a_producer_that_was_forgotten_is_unknown() -> None:
     assert isinstance(opened, Opened)
     assert opened.unknown
     assert 1 not in bench.connection.channels
+
+
+def test_many_producers_share_what_memory_there_is() -> None:
+    # Given a node that may give its publishers 1 MiB in all
+    bench = Bench()
+    left = 1 << 20
+    bench.desk = Desk(
+        stream=cast("Stream[PostOfficeOp, object]", bench.stream),
+        office=bench.office,
+        limits=Limits(),
+        timing=Timing(),
+        grantable_bytes=lambda: max(0, left - bench.desk.credit_out_bytes),
+        now=0.0,
+    )
+
+    # When a hundred producers open
+    for number in range(100):
+        asked = OpenProducer(
+            req=1,
+            sid=1,
+            queue_id=QUEUE.id,
+            producer=f"{number:032x}",
+            producer_epoch=1,
+            lowest_n=1,
+        )
+        bench.desk.open_producer(bench.connection, number + 1, asked, QUEUE, bench.outbox)
+    bench.let_go()
+
+    # Then what they may send together is within it, and the first ones have not got all
+    credits = [m.credit[1] for m in bench.messages() if isinstance(m, Opened)]
+    assert len(credits) == 100
+    assert sum(credits) <= left
+    assert sum(1 for credit in credits if credit) > 20
+
+
+def test_no_grace_ends_while_the_stream_is_held() -> None:
+    # Given a consumer that was cut off, and a stream that then waits for copies
+    bench = served()
+    bench.desk.lost(bench.consumer(), 0.0)
+    bench.stream.held = Held("one copy", 0.0)
+
+    # When its grace would have ended
+    bench.desk.wake(5.0, bench.outbox)
+
+    # Then it is still kept: no client could have come back
+    assert bench.office.stat(QUEUE.id).in_flight == 2

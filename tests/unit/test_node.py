@@ -1,0 +1,187 @@
+"""A whole node, alone, fed with bytes: what no client may do to it."""
+
+from __future__ import annotations
+
+from broker.core.events import (
+    ClientClose,
+    ClientData,
+    ClientOpened,
+    ClientWrite,
+    Effect,
+    Exit,
+    ListenForClients,
+    Persist,
+    Persisted,
+    Wake,
+)
+from broker.core.node import Node
+from broker.core.settings import NodeSettings
+from replication.core.identity import Incarnation
+from tanist.wire import hot
+from tanist.wire.batch import Part, flags_of, seal
+from tanist.wire.control import (
+    SCHEMAS,
+    Declare,
+    Delete,
+    Done,
+    Error,
+    Hello,
+    Message,
+    OpenConsumer,
+    Opened,
+    OpenProducer,
+    control_frame,
+    read_control,
+)
+from tanist.wire.frames import FRAME_BYTES_MAX, FrameReader, Verb, frame
+
+ENDLESS = 50
+
+
+class Alone:
+    """A node that is a cluster of its own, and the clients that are connected to it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.node = Node(
+            NodeSettings(
+                name="n",
+                expected=("n",),
+                peers={"n": "127.0.0.1:1"},
+                peer_address="127.0.0.1:1",
+                group_address="127.0.0.1:2",
+                locators=("127.0.0.1:3",),
+            ),
+            me=Incarnation("n", 1),
+            acceptor_inc=1,
+            saved=None,
+            draw=lambda: 0.5,
+        )
+        self.outbox: list[Effect] = []
+        self.listens = False
+        self.node.handle(Wake(), self.now, self.outbox)
+        for _ in range(ENDLESS):
+            self.turn()
+        assert self.listens
+
+    def turn(self) -> None:
+        """End the turn, carry out what concerns the disk, and let a little time pass."""
+        self.node.end_turn(self.now, self.outbox)
+        effects, self.outbox = self.outbox, []
+        for effect in effects:
+            if isinstance(effect, Persist):
+                self.node.handle(Persisted(effect.token), self.now, self.outbox)
+            elif isinstance(effect, ListenForClients):
+                self.listens = True
+            elif isinstance(effect, ClientWrite | ClientClose | Exit):
+                self.outbox.append(effect)
+        self.now += 0.05
+        self.node.handle(Wake(), self.now, self.outbox)
+
+    def connect(self, number: int) -> None:
+        self.node.handle(ClientOpened(number), self.now, self.outbox)
+        self.say(number, Hello(req=1, versions=(1, 1), client="t", session="0" * 32, dial=number))
+        self.hear(number)
+
+    def send(self, number: int, *frames: tuple[Part, ...]) -> None:
+        data = b"".join(part for parts in frames for part in parts)
+        self.node.handle(ClientData(number, data), self.now, self.outbox)
+
+    def say(self, number: int, message: Message, channel: int = 0) -> None:
+        self.send(number, control_frame(message, channel))
+
+    def hear(self, number: int) -> list[Message]:
+        """What this client was told, after everything is released."""
+        for _ in range(3):
+            self.turn()
+        reader = FrameReader(FRAME_BYTES_MAX)
+        mine = [e for e in self.outbox if isinstance(e, ClientWrite) and e.connection == number]
+        self.outbox = [effect for effect in self.outbox if effect not in mine]
+        return [
+            read_control(received)
+            for effect in mine
+            for received in reader.feed(b"".join(effect.parts))
+            if received.verb in SCHEMAS
+        ]
+
+    @property
+    def ended(self) -> bool:
+        return any(isinstance(effect, Exit) for effect in self.outbox)
+
+    def declare(self, number: int, queue: str = "q") -> int:
+        self.say(number, Declare(req=2, queue=queue))
+        [done] = self.hear(number)
+        assert isinstance(done, Done)
+        assert done.queue is not None
+        return done.queue.id
+
+
+def open_consumer(queue_id: int) -> OpenConsumer:
+    return OpenConsumer(req=3, sid=1, queue_id=queue_id, consumer="b" * 32)
+
+
+def open_producer(queue_id: int) -> OpenProducer:
+    return OpenProducer(
+        req=4, sid=1, queue_id=queue_id, producer="a" * 32, producer_epoch=1, lowest_n=1
+    )
+
+
+def test_credit_before_opened_ends_the_connection_and_not_the_node() -> None:
+    # Given a client that does not wait for answers
+    alone = Alone()
+    alone.connect(1)
+    queue_id = alone.declare(1)
+
+    # When it sends OPEN_CONSUMER and CREDIT in one breath
+    alone.send(
+        1,
+        control_frame(open_consumer(queue_id), 5),
+        frame(Verb.CREDIT, 5, hot.credit(10, 1000)),
+    )
+
+    # Then it is told so and closed, and others are served
+    errors = [m for m in alone.hear(1) if isinstance(m, Error)]
+    assert [error.code for error in errors] == ["bad_state"]
+    assert ClientClose(1) in alone.outbox
+    alone.connect(2)
+    assert alone.declare(2, "another") != queue_id
+
+
+def test_the_same_channel_opened_twice_ends_the_connection_and_not_the_node() -> None:
+    # Given a client
+    alone = Alone()
+    alone.connect(1)
+    queue_id = alone.declare(1)
+
+    # When it opens channel 5 twice
+    alone.send(
+        1, control_frame(open_consumer(queue_id), 5), control_frame(open_producer(queue_id), 5)
+    )
+
+    # Then it is closed with an error, and the node goes on
+    assert any(isinstance(m, Error) and m.code == "bad_state" for m in alone.hear(1))
+    assert not alone.ended
+
+
+def test_a_producer_of_a_deleted_queue_is_told_even_if_it_never_published() -> None:
+    # Given a producer that is open and has published nothing
+    alone = Alone()
+    alone.connect(1)
+    queue_id = alone.declare(1)
+    alone.say(1, open_producer(queue_id), 5)
+    assert any(isinstance(m, Opened) for m in alone.hear(1))
+    alone.connect(2)
+
+    # When another client deletes the queue
+    alone.say(2, Delete(req=9, queue="q"))
+    alone.hear(2)
+    for _ in range(10):
+        alone.turn()
+    told = alone.hear(1)
+
+    # Then its channel ends, and what it publishes now is stored nowhere
+    assert [m.code for m in told if isinstance(m, Error)] == ["deleted"]
+    batch = seal([b"x"], [], flags=flags_of(persistent=True), first_n=1, time_ms=0)
+    alone.send(1, frame(Verb.PUBLISH, 5, batch))
+    alone.hear(1)
+    assert alone.node.desks[1].office.queue_ids() == []
