@@ -305,7 +305,7 @@ class Member:
         deadlines = [
             self.links.next_deadline(),
             self.register.next_deadline(),
-            self._succession.next_deadline(),
+            self._succession.next_deadline() if self._caring is None else None,
             *(stream.next_deadline() for stream in self.streams.values()),
         ]
         return min((at for at in deadlines if at is not None), default=None)
