@@ -241,8 +241,8 @@ class Client:
         self,
         queue: str,
         *,
-        prefetch: int = 4096,
-        prefetch_bytes: int = 8 << 20,
+        prefetch: int | None = None,
+        prefetch_bytes: int | None = None,
         auto_ack: bool = False,
     ) -> Consumer:
         """Consume from a queue; see `tanist.Client.consumer`. Raises `QueueNotFound`."""

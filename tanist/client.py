@@ -315,19 +315,24 @@ class Client:
         self,
         queue: str,
         *,
-        prefetch: int = 4096,
-        prefetch_bytes: int = 8 << 20,
+        prefetch: int | None = None,
+        prefetch_bytes: int | None = None,
         auto_ack: bool = False,
     ) -> Opening[Consumer]:
         """Consume from a queue: `async with client.consumer(queue) as consumer`, or
         `consumer = await client.consumer(queue)`. Raises `QueueNotFound`.
 
         Args:
-            prefetch: Messages that are sent ahead of what is acked, over all post offices.
-            prefetch_bytes: The same in bytes; one message may go beyond.
+            prefetch: Messages that are sent ahead of what is acked, over all post offices;
+                4,096 if it is left out.
+            prefetch_bytes: The same in bytes, 8 MiB; one message may go beyond.
             auto_ack: Messages are acked as they are handed to the application.
         """
         check_name(queue)
+        if prefetch is None:
+            prefetch = self._settings.prefetch_messages
+        if prefetch_bytes is None:
+            prefetch_bytes = self._settings.prefetch_bytes
         if prefetch < 1 or prefetch_bytes < 1:
             raise ConfigError("prefetch and prefetch_bytes are at least 1")
         return Opening(self._open_consumer(queue, prefetch, prefetch_bytes, auto_ack))
