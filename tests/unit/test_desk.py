@@ -22,12 +22,14 @@ from tanist.wire.control import (
     SCHEMAS,
     Error,
     Message,
+    Moved,
     OpenConsumer,
     Opened,
     OpenProducer,
     QueueInfo,
     QueueSettings,
     Refused,
+    Retry,
     read_control,
 )
 from tanist.wire.frames import FRAME_BYTES_MAX, Frame, FrameReader, Verb
@@ -615,3 +617,29 @@ def test_no_grace_ends_while_the_stream_is_held() -> None:
 
     # Then it is still kept: no client could have come back
     assert bench.office.stat(QUEUE.id).in_flight == 2
+
+
+def test_who_waits_for_an_answer_asks_again_when_the_stream_has_another_owner() -> None:
+    # Given a question without a channel, whose answer is not released
+    bench = Bench()
+    bench.desk.stat(bench.connection, 9, QUEUE.id)
+
+    # When another node becomes the owner, so that nothing is released here any more
+    bench.desk.leave(Moved(sid=1), bench.outbox)
+
+    # Then the client is told to ask again
+    assert bench.messages() == [Retry(req=9, after_ms=0)]
+
+
+def test_an_answer_that_left_is_not_taken_back() -> None:
+    # Given a question that was answered
+    bench = Bench()
+    bench.desk.stat(bench.connection, 9, QUEUE.id)
+    bench.turn()
+    bench.heard()
+
+    # When another node becomes the owner
+    bench.desk.leave(Moved(sid=1), bench.outbox)
+
+    # Then there is nothing more to say
+    assert bench.messages() == []
