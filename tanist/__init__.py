@@ -8,7 +8,7 @@
             async for message in consumer:
                 consumer.ack(message)
 
-The same without asyncio is `tanist.blocking.connect`.
+The same without asyncio: `import tanist.blocking`, and `tanist.blocking.connect`.
 """
 
 from tanist.client import Client, Listener, QueueStat, connect

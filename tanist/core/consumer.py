@@ -251,6 +251,9 @@ class ConsumerCore:
         if self._error is None:
             for leg in self.legs.values():
                 leg.send_settlements(outbox)
+                if self._flushes and leg.given_up:
+                    # Whoever waits now waits a whole while of his own.
+                    leg.given_up, leg.since = False, now
             open_legs = self._open_legs()
             if self._drains:
                 self.prefetch.call_all_back(open_legs, outbox)

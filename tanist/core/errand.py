@@ -39,7 +39,9 @@ class Errand:
     Attributes:
         sid: The stream whose owner is asked; None: any node can answer.
         needs_channel: Whether its request opens one.
-        since: When an owner's word was last had, while it is looked for.
+        since: When an owner's word was last had, while it is looked for; None: one is there,
+            or nobody waits any more.
+        given_up: It took too long, and was told so; it is tried on.
     """
 
     needs_channel = False
@@ -48,6 +50,7 @@ class Errand:
         self.sid = sid
         self.stage = Stage.WAITING
         self.since: float | None = now
+        self.given_up = False
         self.not_before = now
         self.link: Link | None = None
         self.req = 0
@@ -96,6 +99,8 @@ class Errand:
         self.detach()
         self.stage = Stage.WAITING
         self.not_before = now + pause_s
+        if self.since is None and not self.given_up:
+            self.since = now
         if self.router is not None:
             self.router.add(self)
 
@@ -128,6 +133,7 @@ class Errand:
     def arrived(self) -> None:
         """An owner has answered."""
         self.since = None
+        self.given_up = False
         self.hops = 0
         self.avoid.clear()
         self.backoff.reset()

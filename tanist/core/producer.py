@@ -323,6 +323,7 @@ class ProducerCore(Channel):
         if self.stage in (Stage.WAITING, Stage.ASKED) and self.since is None and not self.stalled:
             # It was given up before; whoever waits now waits a whole while of his own.
             self.since = now
+            self.given_up = False
         self._changed(self)
 
     # The turn's end

@@ -98,6 +98,7 @@ class Router:
             f"{what} answered for {self._timeout_s:g} s (last: {self._links.last_error})"
         )
         errand.since = None
+        errand.given_up = True
         errand.gave_up(error, now, outbox)
 
     def _link_for(self, errand: Errand, now: float, outbox: list[Effect]) -> Link | None:

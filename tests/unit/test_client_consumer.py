@@ -563,6 +563,26 @@ def test_a_leg_without_an_owner_is_told_once_and_tried_on() -> None:
     assert consumer.legs[1].is_open
 
 
+def test_a_flush_after_a_leg_was_given_up_fails_in_time_too() -> None:
+    cluster, bench, consumer = started("a", "b", failover_timeout_s=5)
+    cluster.put("q", b"x")
+    messages = taken(bench, consumer)
+    cluster.nodes["a"].kill()
+    cluster.waits.add(1)
+    bench.advance(6)
+
+    consumer.ack(*messages[0])
+    token = bench.begin(consumer.flush)
+    bench.advance(4.5)
+    early = token in bench.results
+    bench.advance(1)
+
+    assert not early
+    error = bench.error_of(token)
+    assert isinstance(error, FailoverTimeout)
+    assert error.in_doubt == 1
+
+
 def test_a_frame_that_no_consumer_gets_ends_the_connection() -> None:
     cluster, bench, consumer = started()
     connection = cluster.nodes["a"].open_connections()[0]

@@ -302,6 +302,27 @@ def test_the_failover_timeout_does_not_run_while_the_owner_waits_for_copies() ->
     assert [(event.sid, event.why) for event in bench.events(Held)] == [(1, "held: one copy")]
 
 
+def test_the_failover_timeout_runs_again_when_an_owner_that_waited_for_copies_is_gone() -> None:
+    cluster = FakeCluster("a", "b")
+    cluster.add_queue("q")
+    bench = Bench(cluster, settings=ClientSettings(failover_timeout_s=10))
+    bench.enter()
+
+    def held(connection: FakeConnection, message: control.Request, channel: int) -> None:
+        connection.say(control.Wait(req=message.req, sid=1, why="held: one copy"), channel)
+
+    cluster.nodes["a"].intercept = on(Verb.OPEN_PRODUCER, held)
+    token = bench.begin_producer("q")
+    bench.advance(20)
+    waiting = token not in bench.results
+    cluster.nodes["a"].kill()
+    cluster.waits.add(1)
+    bench.advance(11)
+
+    assert waiting
+    assert isinstance(bench.error_of(token), FailoverTimeout)
+
+
 def test_an_answer_that_may_pass_is_asked_for_again() -> None:
     cluster = FakeCluster("a")
     cluster.add_queue("q")
