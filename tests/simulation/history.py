@@ -97,6 +97,8 @@ class Settled(Event, frozen=True, kw_only=True):
 
     message: Message
     consumer: str
+    sid: int
+    gen: int
     number: int
     acked: bool
 
@@ -106,6 +108,8 @@ class Answered(Event, frozen=True, kw_only=True):
 
     message: Message
     consumer: str
+    sid: int
+    gen: int
     number: int
     acked: bool
     good: bool
@@ -339,7 +343,8 @@ def _check_copies(
 def _gave_up(copy: Handed, life: _Life, gone: dict[str, list[float]]) -> bool:
     """Whether its holder gave this copy back, or could not be reached."""
     returned = any(
-        not settled.acked and settled.number == copy.number and settled.consumer == copy.consumer
+        not settled.acked
+        and (settled.sid, settled.gen, settled.number) == (copy.sid, copy.gen, copy.number)
         for settled in life.settled
     )
     return returned or any(at >= copy.at for at in gone.get(copy.client, ()))
@@ -351,7 +356,8 @@ def _check_resurrected(message: Message, life: _Life, verdict: Verdict) -> None:
             continue
         for handed in life.handed:
             # Who asks again about what another one acknowledged is told that it is done, too.
-            if handed.number > answer.number and handed.at > answer.at:
+            same = (handed.sid, handed.gen) == (answer.sid, answer.gen)
+            if same and handed.number > answer.number and handed.at > answer.at:
                 verdict.found("resurrected", f"{message} under {handed.number}: {life}")
 
 

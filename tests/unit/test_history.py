@@ -65,6 +65,8 @@ def settled(copy: Handed, *, acked: bool = True) -> Settled:
         at=copy.at + 0.1,
         message=copy.message,
         consumer=copy.consumer,
+        sid=copy.sid,
+        gen=copy.gen,
         number=copy.number,
         acked=acked,
     )
@@ -75,6 +77,8 @@ def answered(copy: Handed, *, good: bool = True) -> Answered:
         at=copy.at + 0.2,
         message=copy.message,
         consumer=copy.consumer,
+        sid=copy.sid,
+        gen=copy.gen,
         number=copy.number,
         acked=True,
         good=good,

@@ -1,0 +1,147 @@
+"""What goes wrong in a simulated cluster, and how often: drawn anew by each seed.
+
+Three profiles, since none of them finds what the others find:
+
+    plain    every fault there is; then all heals, and everything must drain
+    tight    no process dies; owners are suspected soon and wrongly, and what a cut holds back
+             arrives after somebody else has taken over
+    steady   faults, a pause, and then one that never ends: the others must go on without
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from tests.simulation.network import Weather
+
+
+class Profile(StrEnum):
+    PLAIN = "plain"
+    TIGHT = "tight"
+    STEADY = "steady"
+
+
+class Fault(StrEnum):
+    """What may happen to a node, to two of them, or to a client."""
+
+    KILL = "kill"
+    KILL_IN_TURN = "kill in a turn"
+    KILL_TWO = "kill two"
+    KILL_FOLLOWED = "kill the owner, then its successor"
+    POWER_OFF = "power off"
+    FREEZE = "freeze"
+    CUT = "cut one way"
+    CUT_PAIR = "cut a pair"
+    ISOLATE = "cut off from all nodes"
+    ISOLATE_ALL = "cut off from nodes and clients"
+    ISOLATE_MOST = "cut off from clients and some nodes"
+    RESET = "reset connections"
+    CUT_CLIENT = "cut a client from a node"
+    CUT_CLIENT_OFF = "cut a client from all nodes"
+    FREEZE_CLIENT = "freeze a client"
+    KILL_CLIENT = "kill a client"
+    CLOSE_CLIENT = "close a client"
+
+
+_PLAIN: Final = {
+    Fault.KILL: 4,
+    Fault.KILL_IN_TURN: 3,
+    Fault.KILL_TWO: 1,
+    Fault.KILL_FOLLOWED: 2,
+    Fault.POWER_OFF: 2,
+    Fault.FREEZE: 3,
+    Fault.CUT: 2,
+    Fault.CUT_PAIR: 2,
+    Fault.ISOLATE: 2,
+    Fault.ISOLATE_ALL: 1,
+    Fault.ISOLATE_MOST: 1,
+    Fault.RESET: 2,
+    Fault.CUT_CLIENT: 2,
+    Fault.CUT_CLIENT_OFF: 1,
+    Fault.FREEZE_CLIENT: 1,
+    Fault.KILL_CLIENT: 1,
+    Fault.CLOSE_CLIENT: 1,
+}
+_TIGHT: Final = {
+    Fault.FREEZE: 5,
+    Fault.CUT: 4,
+    Fault.CUT_PAIR: 3,
+    Fault.ISOLATE: 5,
+    Fault.RESET: 2,
+    Fault.CUT_CLIENT: 2,
+    Fault.CUT_CLIENT_OFF: 1,
+    Fault.FREEZE_CLIENT: 1,
+}
+ENDLESS: Final = (
+    Fault.POWER_OFF,
+    Fault.KILL,
+    Fault.FREEZE,
+    Fault.CUT,
+    Fault.CUT_PAIR,
+    Fault.ISOLATE,
+    Fault.ISOLATE_ALL,
+    Fault.ISOLATE_MOST,
+)
+"""Of which profile *steady* makes one that does not end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Climate:
+    """All that a seed draws besides the schedule itself."""
+
+    profile: Profile
+    nodes: int
+    failover_peers: int
+    silence_ms: int
+    weather: Weather
+    turn_s: float
+    """How long a turn of a loop may be waited for."""
+    stormy_s: float
+    """For so long faults happen."""
+    fault_s: float
+    """Between two of them, on average."""
+    down_s: float
+    """How long one lasts, on average."""
+    faults: tuple[Fault, ...]
+    """Drawn from, with their weights, without those that this seed leaves out."""
+    post_s: float
+    """Between two bursts of a producer."""
+    burst: int
+    clients: int
+    holds: float
+    """Share of the messages that a consumer keeps for a while."""
+    returns: float
+    """Share of the messages that it gives back."""
+
+    @staticmethod
+    def draw(chance: random.Random, profile: Profile) -> Climate:
+        tight = profile is Profile.TIGHT
+        weights = _TIGHT if tight else _PLAIN
+        left_out = {fault for fault in weights if chance.random() < 0.3}
+        kinds = [fault for fault in weights if fault not in left_out] or list(weights)
+        nodes = chance.choice((3, 3, 3, 4, 5))
+        return Climate(
+            profile=profile,
+            nodes=nodes,
+            failover_peers=chance.choice((2, 2, 2, 2, 1, min(3, nodes - 1))),
+            silence_ms=chance.choice((250, 400)) if tight else chance.choice((400, 900)),
+            weather=Weather(
+                loss=chance.choice((0.0, 0.01, 0.05, 0.2)),
+                repeat=chance.choice((0.0, 0.1, 0.3)),
+                delay_s=chance.choice((0.0003, 0.001, 0.005, 0.02)),
+                disk_s=chance.choice((0.0005, 0.005, 0.05)),
+            ),
+            turn_s=chance.choice((0.0, 0.0005, 0.005)),
+            stormy_s=chance.choice((3.0, 6.0, 10.0)),
+            fault_s=chance.choice((0.3, 0.8, 2.0)),
+            down_s=chance.choice((0.3, 0.8) if tight else (0.3, 1.5, 4.0)),
+            faults=tuple(fault for fault in kinds for _ in range(weights[fault])),
+            post_s=chance.choice((0.01, 0.05, 0.2)),
+            burst=chance.choice((1, 3, 20)),
+            clients=chance.choice((2, 3, 4)),
+            holds=chance.choice((0.0, 0.1, 0.5)),
+            returns=chance.choice((0.0, 0.02, 0.1)),
+        )
