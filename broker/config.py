@@ -102,6 +102,11 @@ class Config(Table, frozen=True, kw_only=True):
     queue: list[Queue] = []
 
 
+def node_file(path: Path) -> Path:
+    """The file that is meant, where a node's directory may be given."""
+    return path / "node.toml" if path.is_dir() else path
+
+
 def load_config(path: Path) -> Config:
     """Read a node's file. Raises `ConfigError`, whose text is for the operator."""
     try:
@@ -109,6 +114,8 @@ def load_config(path: Path) -> Config:
         return _with_absolute_dir(config_from(table), path.resolve().parent)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (at byte {error.start})") from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 

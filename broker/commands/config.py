@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Final
 
 import click
 
 from broker.commands.terminal import fail, json_option, say, show
-from broker.config import Config, load_config
+from broker.config import Config, load_config, node_file
 
 TEMPLATE: Final = """\
 # A Tanist node. Every key may be left out, except node.name. Sizes are in bytes, times in
@@ -85,7 +86,7 @@ def init(directory: Path) -> None:
     except OSError as error:
         raise fail(f"{path}: {error.strerror}", code=1) from None
     show({"file": str(path)}, f"wrote {path}")
-    say(f"next: look through it, then  tanist run {path}")
+    say(f"next: look through it, then  tanist run {shlex.quote(str(path))}")
 
 
 @click.group()
@@ -97,7 +98,8 @@ def config() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def check(file: Path) -> None:
-    """Say whether FILE is right, and what a node would make of it."""
+    """Say whether FILE (or FILE/node.toml) is right, and what a node would make of it."""
+    file = node_file(file)
     loaded = load_config(file)
     document = {
         "file": str(file),
@@ -109,7 +111,7 @@ def check(file: Path) -> None:
     }
     lines = [f"{file} is right: node {loaded.node.name} of cluster {loaded.cluster.name}"]
     show(document, "\n".join([*lines, *(f"note: {note}" for note in _notes(loaded))]))
-    say(f"next: tanist run {file}")
+    say(f"next: tanist run {shlex.quote(str(file))}")
 
 
 def _notes(loaded: Config) -> list[str]:

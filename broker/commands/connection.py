@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import click
 
 import tanist
+from broker.commands.waiting import Waiting
 from broker.config import CLIENT_PORT
 
 ENTER_S_MAX: Final = 5.0
@@ -38,20 +39,30 @@ def url_option(command: F) -> F:
 
 
 def with_client(
-    url: str, work: Callable[[tanist.Client], Awaitable[T]], *, answer_s_max: float = ANSWER_S_MAX
+    url: str,
+    work: Callable[[tanist.Client], Awaitable[T]],
+    *,
+    answer_s_max: float = ANSWER_S_MAX,
+    waiting: Waiting | None = None,
 ) -> T:
-    """Connect, do the work, and disconnect. Raises what the client raises."""
+    """Connect, do the work, and disconnect; say why if it has to wait. Raises what the client
+    raises."""
+    told = waiting if waiting is not None else Waiting()
 
     async def run() -> T:
-        client = tanist.connect(url, name="tanist command", failover_timeout_s=answer_s_max)
+        client = tanist.connect(
+            url, name="tanist command", failover_timeout_s=answer_s_max, listener=told.hear
+        )
         try:
             async with asyncio.timeout(ENTER_S_MAX):
                 await client
         except TimeoutError:
             raise tanist.BrokenError(f"no node answers at {url}") from None
+        watch = asyncio.create_task(told.watch(client))
         try:
             return await work(client)
         finally:
+            watch.cancel()
             await client.close()
 
     return asyncio.run(run())

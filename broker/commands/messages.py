@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import sys
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 import click
@@ -17,10 +19,32 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 import tanist
 from broker.commands.connection import FLOW_S_MAX, url_option, with_client
-from broker.commands.terminal import json_option, say, show, wants_json
+from broker.commands.output import Output, aside
+from broker.commands.terminal import fail, json_option, say, show, wants_json
+from broker.commands.waiting import Waiting
 
 READ_BYTES: Final = 1 << 18
 PREFETCH: Final = 4096
+PROGRESS_S: Final = 0.2
+
+
+@dataclass(slots=True)
+class _Sending:
+    """How far `send` is."""
+
+    waiting: Waiting
+    posted: int = 0
+    unanswered: int = 0
+    made: bool = False
+    sid: int = 0
+    began: float | None = None
+    """When the first line was read."""
+    seconds: float = 0.0
+    """From then to the last confirm."""
+
+    @property
+    def stored(self) -> int:
+        return self.posted - self.unanswered - self.waiting.refused
 
 
 @click.command()
@@ -39,22 +63,36 @@ def send(queue: str, source: BinaryIO, url: str) -> None:
     """Send each line as one message to QUEUE, which is made if there is none."""
     if source.fileno() == 0 and source.isatty():
         say("type messages, one a line; Ctrl-D ends")
-    began = time.monotonic()
+    sending = _Sending(Waiting())
 
-    async def work(client: tanist.Client) -> tuple[int, bool, int]:
-        made = await _ensure(client, queue)
+    async def work(client: tanist.Client) -> None:
+        sending.made = await _ensure(client, queue)
         async with client.producer(queue) as producer:
-            sent = await _send_lines(producer, source)
-            await producer.flush()
-            return sent, made, producer.sid
+            sending.sid = producer.sid
+            await _send_all(producer, source, sending)
 
-    sent, made, sid = with_client(url, work, answer_s_max=FLOW_S_MAX)
-    seconds = time.monotonic() - began
+    try:
+        with_client(url, work, answer_s_max=FLOW_S_MAX, waiting=sending.waiting)
+    except (tanist.Error, KeyboardInterrupt) as error:
+        if sending.posted:
+            doubt = f"; {sending.unanswered:,} in doubt" if sending.unanswered else ""
+            say(f"{sending.stored:,} of {sending.posted:,} sent are stored in {queue}{doubt}")
+        if isinstance(error, KeyboardInterrupt):
+            raise click.exceptions.Exit(1) from None
+        raise
+    sent = sending.posted
     show(
-        {"queue": queue, "sent": sent, "made": made, "sid": sid, "seconds": round(seconds, 3)},
-        f"{sent:,} {_messages(sent)} stored in {queue} in {seconds:.1f} s",
+        {
+            "queue": queue,
+            "sent": sent,
+            "made": sending.made,
+            "sid": sending.sid,
+            "seconds": round(sending.seconds, 3),
+        },
+        f"{sent:,} {_messages(sent)} stored in {queue} in {sending.seconds:.1f} s",
     )
-    say(f"next: tanist receive {queue}")
+    if sent:
+        say(f"next: tanist receive {shlex.quote(queue)}")
 
 
 async def _ensure(client: tanist.Client, queue: str) -> bool:
@@ -68,23 +106,58 @@ async def _ensure(client: tanist.Client, queue: str) -> bool:
     return False
 
 
-async def _send_lines(producer: tanist.Producer, source: BinaryIO) -> int:
-    sent = 0
+async def _send_all(producer: tanist.Producer, source: BinaryIO, sending: _Sending) -> None:
+    noting = asyncio.create_task(_note_answers(producer, sending))
+    try:
+        too_long = await _send_lines(producer, source, sending)
+        sending.waiting.expecting = True
+        await producer.flush()
+        if sending.began is not None:
+            sending.seconds = time.monotonic() - sending.began
+    finally:
+        noting.cancel()
+        sending.unanswered = producer.unanswered
+    if too_long is not None:
+        raise fail(
+            f"{sending.stored:,} stored; line {sending.posted + 1:,} is too long: {too_long}",
+            code=1,
+        )
+
+
+async def _note_answers(producer: tanist.Producer, sending: _Sending) -> None:
+    """Progress is what is confirmed, not what was read."""
+    while True:
+        sending.waiting.progress = sending.posted - producer.unanswered
+        # Who types, or a pipe that is quiet, is nobody's fault.
+        sending.waiting.expecting = producer.unanswered > 0
+        await asyncio.sleep(PROGRESS_S)
+
+
+async def _send_lines(
+    producer: tanist.Producer, source: BinaryIO, sending: _Sending
+) -> tanist.LocalProtocolError | None:
+    """Post all lines. Returns what is wrong with the first one that cannot be a message."""
     with _progress(source) as progress:
         task = progress.add_task("sending", total=_size(source), sent=0)
         async for lines in _lines(source):
+            if sending.began is None:
+                sending.began = time.monotonic()
             for line in lines:
-                await producer.post(line)
-            sent += len(lines)
+                try:
+                    room = producer.post(line)
+                except tanist.LocalProtocolError as error:
+                    return error
+                sending.posted += 1
+                await room
             size = sum(map(len, lines)) + len(lines)
-            progress.update(task, advance=size, sent=sent)
-    return sent
+            progress.update(task, advance=size, sent=sending.posted)
+    return None
 
 
 async def _lines(source: BinaryIO) -> AsyncIterator[list[bytes]]:
     """The lines that are there, as soon as they are; without their ends."""
     rest = b""
-    while chunk := await asyncio.to_thread(os.read, source.fileno(), READ_BYTES):
+    while chunk := await aside(os.read, source.fileno(), READ_BYTES):
         *lines, rest = (rest + chunk).split(b"\n")
         if lines:
             yield lines
@@ -116,31 +189,48 @@ def _progress(source: BinaryIO) -> Progress:
 @url_option
 @json_option
 def receive(queue: str, count: int | None, url: str) -> None:
-    """Print the messages of QUEUE, one a line, and acknowledge each once it is printed."""
-    received = 0
+    """Print the messages of QUEUE, one a line, and acknowledge each once it is printed.
+
+    A message may come again, here or elsewhere, if this stops before its acknowledgement has
+    reached the cluster. Into a pipe, messages are acknowledged once the reader has taken them.
+    """
+    waiting = Waiting()
+    acked = 0
 
     async def work(client: tanist.Client) -> None:
-        nonlocal received
+        nonlocal acked
         async with client.consumer(queue, prefetch=min(PREFETCH, count or PREFETCH)) as consumer:
+            waiting.expecting = False
             if sys.stdout.isatty():
                 say(f"waiting for messages of {queue}; Ctrl-C ends")
-            async for message in consumer:
-                # Unbuffered: what is acknowledged has left this process.
-                os.write(sys.stdout.fileno(), _line(message))
-                consumer.ack(message)
-                received += 1
-                if received == count:
-                    break
+            out = Output(sys.stdout.fileno())
+            while count is None or acked < count:
+                step = min(out.step, count - acked if count is not None else out.step)
+                messages = await consumer.take_ready(step)
+                # What is acknowledged has left this process; the rest goes back to the queue.
+                try:
+                    await out.write(b"".join(map(_line, messages)))
+                finally:
+                    if out.taken:
+                        consumer.ack_many(messages)
+                        acked += len(messages)
+                        waiting.progress = acked
             stale = await consumer.flush()
             if stale:
                 again = sum(run.count for run in stale)
                 say(f"{again} {_messages(again)} may be delivered again: the ack came too late")
 
     try:
-        with_client(url, work, answer_s_max=FLOW_S_MAX)
+        with_client(url, work, answer_s_max=FLOW_S_MAX, waiting=waiting)
     except KeyboardInterrupt:
         say("")
-    say(f"{received:,} {_messages(received)} received from {queue}")
+    except BrokenPipeError:
+        say(
+            f"the reader has gone: {acked:,} {_messages(acked)} of {queue} acknowledged,"
+            " the others stay in the queue"
+        )
+        raise
+    say(f"{acked:,} {_messages(acked)} received from {queue}")
 
 
 def _line(message: tanist.Message) -> bytes:

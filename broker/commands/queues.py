@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal
 
 import click
@@ -9,8 +10,8 @@ from rich.table import Table
 
 import tanist
 from broker.commands.connection import url_option, with_client
-from broker.commands.terminal import console, json_option, say, show, wants_json
-from tanist.wire.control import PartStat
+from broker.commands.terminal import console, fail, json_option, say, show, wants_json
+from tanist.wire.control import PartStat, check_queue_name
 
 
 @click.group()
@@ -68,6 +69,10 @@ def create(
     url: str,
 ) -> None:
     """Make the queue NAME."""
+    try:
+        check_queue_name(name)
+    except ValueError as error:
+        raise fail(str(error), code=2) from None
 
     async def work(client: tanist.Client) -> tuple[bool, tanist.QueueInfo]:
         there = any(info.name == name for info in await client.queues())
@@ -79,7 +84,7 @@ def create(
         {"queue": name, "id": info.id, "spread": info.spread, "sid": info.sid, "made": not there},
         f"queue {name} {'was there already' if there else 'is made'}: {_where(info)}",
     )
-    say(f"next: tanist send {name}")
+    say(f"next: tanist send {shlex.quote(name)}")
 
 
 @queue.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from broker.commands.terminal import fail, say
-from broker.config import CLIENT_PORT, Config, Node, load_config
+from broker.config import CLIENT_PORT, Config, Node, load_config, node_file
 from broker.runtime.logs import Form, Logs, form_for_stderr
 from replication.core.events import Level
 
@@ -41,7 +41,7 @@ def run(
         if file is None:
             config = _alone(held.enter_context(tempfile.TemporaryDirectory(prefix="tanist-")))
         else:
-            config = load_config(file / "node.toml" if file.is_dir() else file)
+            config = load_config(node_file(file))
         form = Form(log_form) if log_form else form_for_stderr()
         logs = Logs(
             config.node.name,

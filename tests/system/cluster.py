@@ -11,7 +11,7 @@ from typing import Any
 
 import tanist
 from broker.commands.local_cluster import free_ports, write_local_cluster
-from broker.commands.status import ask_all, put_together
+from broker.commands.survey import ask_all, put_together
 from perf.node_process import NodeProcess
 
 READY_S_MAX = 30.0

@@ -273,3 +273,40 @@ def test_a_node_stops_in_good_order(one_node: Cluster) -> None:
     assert code == 0
     assert node.logged('"event":"the node has ended"')
     assert not node.logged('"level":"error"')
+
+
+def test_what_the_reader_of_a_pipe_did_not_take_stays_in_the_queue(one_node: Cluster) -> None:
+    # Given many messages
+    tanist(one_node, "send", "left", given=b"x\n" * 5000)
+
+    # When the reader of a pipe has enough after five
+    done = subprocess.run(
+        f"{sys.executable} -m broker.cli receive left | head -5",
+        shell=True,
+        env={**os.environ, "TANIST_URL": one_node.url},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    left = as_json(one_node, "queue", "stat", "left")
+
+    # Then few are gone, as many as were said to be, and all others can be had
+    found = re.search(rb"the reader has gone: ([0-9,]+) messages? of left", done.stderr)
+    assert found is not None, done.stderr
+    acked = int(found[1].replace(b",", b""))
+    assert acked < 100
+    assert (left["ready"], left["in_flight"]) == (5000 - acked, 0)
+
+
+def test_a_line_that_is_too_long_is_named_and_those_before_it_are_stored(
+    one_node: Cluster,
+) -> None:
+    # Given five lines, and a sixth that cannot be a message
+    given = b"x\n" * 5 + b"y" * 1_044_481 + b"\nz\n"
+
+    # When they are sent
+    done = tanist(one_node, "send", "long", given=given, code=1)
+
+    # Then it is said how far it came, and that is so
+    assert b"5 stored; line 6 is too long: " in done.stderr
+    assert as_json(one_node, "queue", "stat", "long")["ready"] == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from broker.cli import main
-from broker.commands.status import put_together
+from broker.commands.survey import put_together
+from broker.commands.waiting import Waiting
 from broker.config import load_config
+from tanist import connect
+from tanist.events import Held
 
 
 def run(*arguments: str, given: str = "") -> Result:
@@ -213,3 +217,66 @@ def test_status_shows_a_node_that_did_not_answer() -> None:
     assert document["nodes"]["a"]["answered"]
     assert not document["nodes"]["b"]["answered"]
     assert "memory" not in document["nodes"]["b"]
+
+
+def test_status_says_when_what_it_shows_may_not_hold() -> None:
+    # Given three voters that are shown as up, of which one answers
+    answer = seen_by("n1", ver=1, owner="n1.1")
+    answer["acceptors"] = ["n1", "n2", "n3"]
+    answer["nodes"] = {name: {"state": "up"} for name in ("n1", "n2", "n3")}
+
+    # When that is put together
+    doubts = put_together([answer])["doubts"]
+
+    # Then it is said that there is no majority, and that the map may be old
+    assert doubts[0].startswith("1 of 3 voting nodes answered, which is no majority")
+    assert doubts[1] == "n2, n3 are shown as up and do not answer: the map may be old"
+
+
+def test_a_queue_without_a_name_is_a_mistake_of_usage(nobody: str) -> None:
+    # Given no name
+
+    # When a queue of it is to be made
+    result = run("queue", "create", "", "--url", nobody)
+
+    # Then nobody is asked
+    assert result.exit_code == 2
+    assert "a queue name has" in result.stderr
+
+
+def test_config_check_takes_a_directory_and_quotes_what_it_says(tmp_path: Path) -> None:
+    # Given a node's directory whose name has a space
+    directory = tmp_path / "a node"
+    run("init", str(directory))
+
+    # When the directory is checked
+    result = run("config", "check", str(directory))
+
+    # Then its file is, and what is said to be next can be typed
+    assert result.exit_code == 0
+    assert f"tanist run '{directory / 'node.toml'}'" in result.stderr
+
+
+def test_a_command_says_once_why_it_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given a post office that is held, and somebody with no patience
+    monkeypatch.setattr("broker.commands.waiting.QUIET_S", 0)
+    waiting = Waiting()
+    waiting.hear(Held(2, "1 copy in sync, 2 asked for", 0.0))
+
+    async def watch() -> None:
+        # The reason was heard, so that the client is not asked.
+        watching = asyncio.create_task(waiting.watch(connect("tanist://127.0.0.1")))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        watching.cancel()
+
+    # When nothing goes on
+    asyncio.run(watch())
+
+    # Then the reason is said, once
+    said = capsys.readouterr().err
+    assert said == (
+        "waiting: post office 2 is held: 1 copy in sync, 2 asked for; see tanist status\n"
+    )

@@ -251,3 +251,15 @@ def test_the_pages_for_operators_tell_of_every_key() -> None:
 
     # Then none is missing
     assert missing == []
+
+
+def test_a_file_that_is_no_text_is_said_so(tmp_path: Path) -> None:
+    # Given a file in another encoding
+    file = tmp_path / "node.toml"
+    file.write_bytes('name = "ü"'.encode("latin-1"))
+
+    # When it is read
+
+    # Then the error is about that
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        load_config(file)
