@@ -633,7 +633,7 @@ class Owner(Generic[OpT, ResultT]):
     def _set_held(self, stuck: str, now: float, outbox: list[Effect]) -> None:
         why = stuck
         if not self._may_release():
-            why = f"{self.copies} copies are in sync, and {self._min_copies} are asked for"
+            why = f"{self.copies} of at least {self._min_copies} copies in sync"
         if not why:
             if self.held is not None:
                 outbox.append(
