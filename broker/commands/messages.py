@@ -74,7 +74,7 @@ def send(queue: str, source: BinaryIO, url: str) -> None:
     try:
         with_client(url, work, answer_s_max=FLOW_S_MAX, waiting=sending.waiting)
     except (tanist.Error, KeyboardInterrupt) as error:
-        if sending.posted:
+        if sending.posted or isinstance(error, KeyboardInterrupt):
             doubt = f"; {sending.unanswered:,} in doubt" if sending.unanswered else ""
             say(f"{sending.stored:,} of {sending.posted:,} sent are stored in {queue}{doubt}")
         if isinstance(error, KeyboardInterrupt):

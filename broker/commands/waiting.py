@@ -36,7 +36,7 @@ class Waiting:
         """The client's listener."""
         match event:
             case Held():
-                self._heard = f"{_place(event.sid)} is held: {event.why}"
+                self._heard = f"{_place(event.sid)} is held: {event.why.removeprefix('held: ')}"
             case FailoverStarted():
                 self._heard = f"{_place(event.sid)} has no owner now; it was {event.owner}"
             case Resumed():
