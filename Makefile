@@ -38,8 +38,10 @@ simulate: $(READY) ## The long simulations, every planted mistake at full budget
 torture: $(READY) ## KILLS=100 real kills under load, a line each
 	@$(BIN)/python -m perf.torture --kills $${KILLS:-100}
 
-perf: $(READY) ## The benchmarks, one after another
-	@$(BIN)/python -m perf.throughput
+perf: $(READY) ## The benchmarks, one after another; nothing else should run
+	@for bench in throughput promotion memory idle; do \
+	    echo "--- $$bench"; $(BIN)/python -m perf.$$bench || exit 1; \
+	done
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
