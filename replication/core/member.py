@@ -82,6 +82,7 @@ from replication.core.register import Register
 from replication.core.register_messages import decode_message, encode_message
 from replication.core.stream import Role, Stream, StreamLimits
 from replication.core.succession import Succession
+from replication.core.turns import Turns
 from tanist.errors import RemoteProtocolError
 from tanist.wire.batch import Part
 
@@ -180,6 +181,7 @@ class Member:
         self._succession = Succession(me=me, silence_s=silence_s)
         self._caretaker = Caretaker(me=me, presence=settings.presence)
         self._silence_s = silence_s
+        self._turns = Turns(me)
         self._news: list[News] = []
         self._register_outbox: list[register_says.Effect] = []
         self._stream_outboxes: dict[int, list[stream_says.Effect]] = {}
@@ -291,7 +293,7 @@ class Member:
         if self._look_around and self._caring is None:
             self._look_around = False
             self._take_care(now, outbox)
-        if self._proposals and self.register.value is not None:
+        if self._proposals and self.register.value is not None and now >= self._turns.since:
             proposals, self._proposals = self._proposals, []
             request = self.register.change(
                 [function for function, _, _ in proposals], now, self._register_outbox
@@ -306,6 +308,7 @@ class Member:
             self.links.next_deadline(),
             self.register.next_deadline(),
             self._succession.next_deadline() if self._caring is None else None,
+            self._turns.since if self._proposals and self.register.value is not None else None,
             *(stream.next_deadline() for stream in self.streams.values()),
         ]
         return min((at for at in deadlines if at is not None), default=None)
@@ -383,6 +386,8 @@ class Member:
                     self.register.heard_ver(item.node, item.ver, now, self._register_outbox)
                 case Died():
                     self._look_around = True
+                    if self.map is not None:
+                        self._turns.died(item.who, self.map, self.links.is_dead, now)
                     outbox.append(Log(Level.WARNING, "a node died", {"peer": str(item.who)}))
                     for sid, stream in self.streams.items():
                         stream.handle(stream_says.Dead(item.who), now, self._outbox_of(sid))
