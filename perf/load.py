@@ -33,8 +33,9 @@ BODY_BYTES: Final = 100
 BURST_MESSAGES: Final = 20
 BURST_EVERY_S: Final = 0.005
 BURSTS_OPEN_MAX: Final = 200
-HELD_MESSAGES: Final = 100
-"""A consumer holds so many before it acks the oldest."""
+HELD_PER_OFFICE: Final = 40
+"""A consumer holds so many of each post office before it acks the oldest of them, so that it
+still holds some of a dead owner's when the next one serves."""
 FLUSH_EVERY_S: Final = 0.05
 DRAIN_S_MAX: Final = 60.0
 
@@ -156,27 +157,27 @@ class HoldingConsumer:
         self.consumer = consumer
         self._tell = tell or history.events.append
         self._history = history
-        self._held: deque[tuple[Message, tanist.Message]] = deque()
+        self._held: dict[int, deque[tuple[Message, tanist.Message]]] = {}
         self._unanswered: list[tuple[Settled, str]] = []
         self._draining = False
         self.handed = 0
 
     def held_of(self, sid: int) -> int:
-        return sum(1 for _, message in self._held if message.sid == sid)
+        return len(self._held.get(sid, ()))
 
     async def run(self) -> None:
         flushing = asyncio.create_task(self._flush_often())
         try:
             async for message in self.consumer:
-                self._take(message)
-                while len(self._held) > (0 if self._draining else HELD_MESSAGES):
-                    self._ack()
+                held = self._take(message)
+                while len(held) > (0 if self._draining else HELD_PER_OFFICE):
+                    self._ack(held)
         finally:
             flushing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await flushing
 
-    def _take(self, message: tanist.Message) -> None:
+    def _take(self, message: tanist.Message) -> deque[tuple[Message, tanist.Message]]:
         unique = message_of(message.body)
         sid, gen, part, offset = map(int, message.id.split("."))
         self.handed += 1
@@ -196,10 +197,12 @@ class HoldingConsumer:
                 redelivered=message.redelivered,
             )
         )
-        self._held.append((unique, message))
+        held = self._held.setdefault(sid, deque())
+        held.append((unique, message))
+        return held
 
-    def _ack(self) -> None:
-        unique, message = self._held.popleft()
+    def _ack(self, held: deque[tuple[Message, tanist.Message]]) -> None:
+        unique, message = held.popleft()
         settled = Settled(
             at=time.monotonic(),
             message=unique,
@@ -239,8 +242,9 @@ class HoldingConsumer:
     def drain(self) -> None:
         """From now on nothing is held."""
         self._draining = True
-        while self._held:
-            self._ack()
+        for held in self._held.values():
+            while held:
+                self._ack(held)
 
 
 async def left_over(client: tanist.Client, queue: str) -> list[Left]:
