@@ -39,6 +39,7 @@ Kind = Literal["kill", "stop", "pair", "consumer"]
 ORDERED, SHARED = "ordered", "shared"
 STOPPED_S: Final = 5.0
 AFTER_S: Final = 1.5
+BURSTS_BEFORE: Final = 8
 REJOIN_S_MAX: Final = 20.0
 GAP_S_MAX: Final = 0.3
 """The median gap after a kill must stay below this."""
@@ -181,9 +182,11 @@ async def _fault(
     backup = chance.choice([name for name in backups if name != victim])
     line.victim = f"{victim}+{backup}" if kind == "pair" else victim
     mine = [producer for producer in producers if producer.producer.sid == sid]
-    for producer in mine:
-        producer.burst()
-    await asyncio.sleep(chance.random() * 0.0015)
+    # Batches in all stages between the client and its confirm, whatever the moment.
+    for _ in range(BURSTS_BEFORE):
+        for producer in mine:
+            producer.burst()
+        await asyncio.sleep(chance.random() * 0.001)
     since = time.monotonic()
     line.unconfirmed = sum(producer.unconfirmed for producer in mine)
     line.in_flight = sum(consumer.held_of(sid) for consumer in consumers)
