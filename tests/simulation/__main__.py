@@ -1,4 +1,4 @@
-"""Replay a seed, or try many: `python -m tests.simulation --seed 41 --world register`."""
+"""Replay a seed, or try many: `python -m tests.simulation --seed 41`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first, or the only one")
     parser.add_argument("--count", type=int, default=1, help="how many seeds, one after another")
-    parser.add_argument("--world", choices=sorted(WORLDS), default="register")
+    parser.add_argument("--world", choices=sorted(WORLDS), default="cluster")
     arguments = parser.parse_args()
     world = WORLDS[arguments.world]
     began_at = time.perf_counter()
@@ -31,7 +31,7 @@ def main() -> int:
         if arguments.count == 1:
             print(f"seed {seed}: {report}")
     took_s = time.perf_counter() - began_at
-    print(f"{arguments.count} schedules, {arguments.count / took_s:.0f} a second")
+    print(f"{arguments.count} schedules, {arguments.count / took_s:.1f} a second")
     return 0
 
 

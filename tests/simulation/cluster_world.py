@@ -169,7 +169,11 @@ class ClusterWorld:
                 producer_credit_messages=self._chance.choice((50, 50_000)),
                 consumer_credit_messages_max=100_000,
             ),
-            timing=Timing(silence_ms=climate.silence_ms),
+            timing=Timing(
+                silence_ms=climate.silence_ms,
+                grace_ms=climate.grace_ms,
+                lost_connection_grace_ms=climate.lost_connection_grace_ms,
+            ),
         )
 
     def _boot(self, node: SimNode) -> tuple[Node, int]:

@@ -96,6 +96,8 @@ class Climate:
     nodes: int
     failover_peers: int
     silence_ms: int
+    lost_connection_grace_ms: int
+    grace_ms: int
     weather: Weather
     turn_s: float
     """How long a turn of a loop may be waited for."""
@@ -128,6 +130,9 @@ class Climate:
             nodes=nodes,
             failover_peers=chance.choice((2, 2, 2, 2, 1, min(3, nodes - 1))),
             silence_ms=chance.choice((250, 400)) if tight else chance.choice((400, 900)),
+            # Short ones end more often, and then what a client still holds is not its own.
+            lost_connection_grace_ms=chance.choice((150, 400, 2_000)),
+            grace_ms=chance.choice((1_500, 10_000)),
             weather=Weather(
                 loss=chance.choice((0.0, 0.01, 0.05, 0.2)),
                 repeat=chance.choice((0.0, 0.1, 0.3)),

@@ -529,7 +529,9 @@ class SimClient:
     def _reopen(
         self, process: _Process, error: Error, token: _ProducerOpened | _ConsumerOpened
     ) -> None:
-        if not (isinstance(error, QueueNotFound) and self._lost_catalog()):
+        # An application may be told so when the catalog was lost, and opens it anew then.
+        told = isinstance(error, QueueNotFound | FailoverTimeout)
+        if not (told and self._lost_catalog()):
             self._broke(self.name, error)
         for request in self.plan.declares:
             self._ask(_Declared(request), process)

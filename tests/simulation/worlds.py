@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from tests.simulation.cluster_world import ClusterWorld
 from tests.simulation.faults import Profile
 from tests.simulation.register_world import RegisterWorld
 from tests.simulation.stream_world import run_world
@@ -29,7 +30,18 @@ def _streams(profile: Profile) -> Callable[[int], Report]:
     return lambda seed: Report(dict(run_world(seed, profile)))
 
 
+def _cluster(profile: Profile) -> Callable[[int], Report]:
+    def run(seed: int) -> Report:
+        report = ClusterWorld(seed, profile).run()
+        return Report({**asdict(report.messages), **report.rare, "events": report.events})
+
+    return run
+
+
 WORLDS: Final[dict[str, Callable[[int], Report]]] = {
+    "cluster": _cluster(Profile.PLAIN),
+    "cluster-tight": _cluster(Profile.TIGHT),
+    "cluster-steady": _cluster(Profile.STEADY),
     "register": _register,
     "streams": _streams(Profile.PLAIN),
     "streams-tight": _streams(Profile.TIGHT),

@@ -1,0 +1,231 @@
+"""Mistakes planted in nodes and clients, to prove that the simulated cluster would find them.
+
+Each is the omission of one rule of post offices, desks, the node or the client. Mistakes inside
+the streams and the register have simulations of their own, which find them sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from broker.core.channels import ProducerChannel
+from broker.core.connection import Connection
+from broker.core.desk import Desk
+from broker.core.events import Effect
+from broker.core.handout import Hand, Handout, Released
+from broker.core.ops import Ack, PostOfficeOp
+from broker.core.post_office import PostOffice
+from paging.part import Answer, Part
+from paging.ranges import Range
+from replication.core import succession
+from replication.core.events import PeerData, PeerEffect
+from replication.core.links import LinkNews, Links
+from replication.core.owner import Owner
+from replication.core.stream import Stream
+from tanist.core.leg import Leg
+from tanist.core.link import Link
+from tanist.wire import control, hot
+from tanist.wire.batch import Batch
+from tanist.wire.control import OpenConsumer, QueueInfo
+from tanist.wire.frames import Verb
+from tests.simulation.faults import Profile
+from tests.simulation.stream_mutants import Mutant
+
+_admit = Desk._admit
+_open_consumer = Desk.open_consumer
+_collect = Desk._collect
+_released = Desk.released
+_return_from = Desk._return_from
+_requeue = Part.requeue
+_decode = PostOffice.decode
+_received = Links._received
+_request = Leg.request
+
+
+# What leaves, and when
+
+
+def _everything_leaves_at_once(self: Owner[Any, Any], effect: object) -> None:
+    self._ready.append(effect)
+
+
+def _a_duplicate_is_confirmed_at_once(
+    self: Desk, channel: ProducerChannel, batch: Batch, outbox: list[Effect]
+) -> None:
+    _, next_n = self.office.expected(channel.producer, channel.epoch)
+    if batch.end_n <= next_n:
+        channel.write(Verb.CONFIRM, (hot.confirm(batch.end_n - 1, 1),), outbox)
+    else:
+        _admit(self, channel, batch, outbox)
+
+
+def _effects_go_to_whoever_has_the_consumer_id(
+    self: Desk, effects: list[Released], now: float, outbox: list[Effect]
+) -> None:
+    for effect in effects:
+        if isinstance(effect, Hand) and not effect.channel.open:
+            effect.channel = self._consumers.get(effect.channel.holder, effect.channel)
+    _released(self, effects, now, outbox)
+
+
+def _nothing_is_taken_back(self: Handout, outbox: list[Effect]) -> None:
+    self._owed.clear()
+
+
+def _nobody_is_sent_away(self: Desk, message: control.Moved, outbox: list[Effect]) -> None:
+    for channel in (*self._producers.values(), *self._consumers.values()):
+        channel.close()
+
+
+# Deliveries
+
+
+def _a_stale_ack_is_answered_well(
+    self: Desk, answers: Any, already: list[hot.Span], not_yours: list[hot.Span]
+) -> None:
+    _collect(self, answers, already, [])
+
+
+def _anybody_may_return_anything(
+    self: Part, number: int, run: Range, *, flagged: bool, count_attempt: bool
+) -> Answer:
+    for other in [n for n, held in self._held.items() if n != number and held.ranges.within(run)]:
+        _requeue(self, other, run, flagged=flagged, count_attempt=count_attempt)
+    return _requeue(self, number, run, flagged=flagged, count_attempt=count_attempt)
+
+
+def _the_grace_runs_on(
+    self: Desk,
+    connection: Connection,
+    number: int,
+    asked: OpenConsumer,
+    queue: QueueInfo,
+    outbox: list[Effect],
+) -> None:
+    holder = (connection.session, bytes.fromhex(asked.consumer))
+    grace = self._graces.get(holder)
+    _open_consumer(self, connection, number, asked, queue, outbox)
+    if grace is not None:
+        self._graces[holder] = grace
+
+
+def _returns_have_no_flag(self: Desk, part: int, holder: Any, *, failed: bool) -> None:
+    runs = [
+        (number, run.first, run.end - run.first)
+        for number, run in self.office.in_flight_of(part, holder)
+    ]
+    if runs:
+        self._requeue(part, runs, flagged=False, failed=failed)
+
+
+def _shadows_forget_some_acks(kind: int, data: bytes, start: int, end: int) -> PostOfficeOp:
+    op = _decode(kind, data, start, end)
+    if isinstance(op, Ack) and sum(n for n, _, _ in op.runs) % 5 == 0:
+        return Ack(op.part, ())
+    return op
+
+
+# The node among others
+
+
+def _any_frame_is_a_sign_of_life(
+    self: Links, event: PeerData, now: float, outbox: list[PeerEffect], news: list[LinkNews]
+) -> None:
+    _received(self, event, now, outbox, news)
+    link = self._links.get(event.link)
+    if link is not None and link.who is not None:
+        self._life_at[link.who] = now
+
+
+def _says_what_it_has_released(self: Stream[Any, Any]) -> int:
+    return self.release
+
+
+# The client
+
+
+def _presents(
+    **left_out: list[Any],
+) -> Callable[[Leg, Link], tuple[control.Request, int]]:
+    def request(self: Leg, link: Link) -> tuple[control.Request, int]:
+        asked, number = _request(self, link)
+        assert isinstance(asked, OpenConsumer)
+        return replace(asked, **left_out), number
+
+    return request
+
+
+def _keeps_what_is_not_its_own(self: Leg, spans: Any, outbox: Any) -> None:
+    pass
+
+
+MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
+    "delivered and confirmed before release": (
+        Profile.PLAIN,
+        Mutant(((Owner, "answer", _everything_leaves_at_once),)),
+    ),
+    "a duplicate is confirmed before its first copy is released": (
+        Profile.TIGHT,
+        Mutant(((Desk, "_admit", _a_duplicate_is_confirmed_at_once),)),
+    ),
+    "an effect names the consumer, and not the channel": (
+        Profile.TIGHT,
+        Mutant(((Desk, "released", _effects_go_to_whoever_has_the_consumer_id),)),
+    ),
+    "answers that were owed are forgotten": (
+        Profile.TIGHT,
+        Mutant(((Handout, "take_back", _nothing_is_taken_back),)),
+    ),
+    "nobody is told that the owner is another one": (
+        Profile.TIGHT,
+        Mutant(((Desk, "leave", _nobody_is_sent_away),)),
+    ),
+    "a stale ack is answered well": (
+        Profile.PLAIN,
+        Mutant(((Desk, "_collect", _a_stale_ack_is_answered_well),)),
+    ),
+    "a requeue by a former holder is accepted": (
+        Profile.PLAIN,
+        Mutant(((Part, "requeue", _anybody_may_return_anything),)),
+    ),
+    "the grace runs on for a session that came back": (
+        Profile.TIGHT,
+        Mutant(((Desk, "open_consumer", _the_grace_runs_on),)),
+    ),
+    "what returns has no flag": (
+        Profile.PLAIN,
+        Mutant(((Desk, "_return_from", _returns_have_no_flag),)),
+    ),
+    "shadows forget some acks": (
+        Profile.PLAIN,
+        Mutant(((PostOffice, "decode", staticmethod(_shadows_forget_some_acks)),)),
+    ),
+    "any frame is a sign of life": (
+        Profile.STEADY,
+        Mutant(((Links, "_received", _any_frame_is_a_sign_of_life),)),
+    ),
+    "one who hears the owner prevents its replacement for ever": (
+        Profile.STEADY,
+        Mutant(((succession, "SUSPECTED_S_MAX", float("inf")),)),
+    ),
+    "a new owner says what it has released itself": (
+        Profile.TIGHT,
+        Mutant(((Stream, "perhaps_released", property(_says_what_it_has_released)),)),
+    ),
+    "a client does not present what it holds": (
+        Profile.TIGHT,
+        Mutant(((Leg, "request", _presents(held=[])),)),
+    ),
+    "a client does not present its unanswered acks": (
+        Profile.TIGHT,
+        Mutant(((Leg, "request", _presents(acked=[])),)),
+    ),
+    "a client keeps what is not its own": (
+        Profile.PLAIN,
+        Mutant(((Leg, "_drop", _keeps_what_is_not_its_own),)),
+    ),
+}
+"""With the profile that finds it soonest."""
