@@ -37,7 +37,7 @@ SETTLE_S_MAX: Final = 60.0
 """Before the fault that never ends, everybody who can be in sync must be after so long."""
 OPERATE_S: Final = 8.0
 """When nobody who is in sync lives, the operator waits so long before he gives up the others."""
-BACKLOG_MAX: Final = 400
+BACKLOG_MAX: Final = 150
 """Messages posted and not acknowledged; beyond, nobody posts, so that a run stays short."""
 EVERY: Final = "every"
 ONE: Final = "one"
@@ -173,6 +173,7 @@ class ClusterWorld:
                 silence_ms=climate.silence_ms,
                 grace_ms=climate.grace_ms,
                 lost_connection_grace_ms=climate.lost_connection_grace_ms,
+                client_silence_ms=climate.client_silence_ms,
             ),
         )
 
@@ -348,6 +349,10 @@ class ClusterWorld:
                 self._cut(chance.choice((ways, ways[:1], ways[1:])), until_s)
             case Fault.CUT_CLIENT_OFF:
                 self._cut(self._ways(client.place, list(self.nodes)), until_s)
+            case Fault.UNPLUG_CLIENT:
+                for socket in list(self.pipes.open_at(client.place)):
+                    socket.reset()
+                self._cut(self._ways(client.place, list(self.nodes)), until_s)
             case Fault.FREEZE_CLIENT:
                 if not client.frozen:
                     client.freeze()
@@ -443,8 +448,8 @@ class ClusterWorld:
             client.be_quiet()
         until = self.network.now + CALM_S_MAX
         calm = 0
-        while calm < 3:
-            self._run_until(self.network.now + 0.5)
+        while calm < 2:
+            self._run_until(self.network.now + 0.3)
             left = self._left()
             calm = 0 if left else calm + 1
             self._operate()

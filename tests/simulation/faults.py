@@ -41,6 +41,7 @@ class Fault(StrEnum):
     RESET = "reset connections"
     CUT_CLIENT = "cut a client from a node"
     CUT_CLIENT_OFF = "cut a client from all nodes"
+    UNPLUG_CLIENT = "reset and cut a client's connections"
     FREEZE_CLIENT = "freeze a client"
     KILL_CLIENT = "kill a client"
     CLOSE_CLIENT = "close a client"
@@ -58,9 +59,10 @@ _PLAIN: Final = {
     Fault.ISOLATE: 2,
     Fault.ISOLATE_ALL: 1,
     Fault.ISOLATE_MOST: 1,
-    Fault.RESET: 2,
+    Fault.RESET: 3,
     Fault.CUT_CLIENT: 2,
     Fault.CUT_CLIENT_OFF: 1,
+    Fault.UNPLUG_CLIENT: 3,
     Fault.FREEZE_CLIENT: 1,
     Fault.KILL_CLIENT: 1,
     Fault.CLOSE_CLIENT: 1,
@@ -70,9 +72,10 @@ _TIGHT: Final = {
     Fault.CUT: 4,
     Fault.CUT_PAIR: 3,
     Fault.ISOLATE: 5,
-    Fault.RESET: 2,
+    Fault.RESET: 3,
     Fault.CUT_CLIENT: 2,
     Fault.CUT_CLIENT_OFF: 1,
+    Fault.UNPLUG_CLIENT: 3,
     Fault.FREEZE_CLIENT: 1,
 }
 ENDLESS: Final = (
@@ -98,6 +101,7 @@ class Climate:
     silence_ms: int
     lost_connection_grace_ms: int
     grace_ms: int
+    client_silence_ms: int
     weather: Weather
     turn_s: float
     """How long a turn of a loop may be waited for."""
@@ -133,19 +137,20 @@ class Climate:
             # Short ones end more often, and then what a client still holds is not its own.
             lost_connection_grace_ms=chance.choice((150, 400, 2_000)),
             grace_ms=chance.choice((1_500, 10_000)),
+            client_silence_ms=chance.choice((1_500, 3_000)),
             weather=Weather(
                 loss=chance.choice((0.0, 0.01, 0.05, 0.2)),
                 repeat=chance.choice((0.0, 0.1, 0.3)),
                 delay_s=chance.choice((0.0003, 0.001, 0.005, 0.02)),
                 disk_s=chance.choice((0.0005, 0.005, 0.05)),
             ),
-            turn_s=chance.choice((0.0, 0.0005, 0.005)),
+            turn_s=chance.choice((0.0005, 0.002, 0.008)),
             stormy_s=chance.choice((3.0, 6.0, 10.0)),
             fault_s=chance.choice((0.3, 0.8, 2.0)),
             down_s=chance.choice((0.3, 0.8) if tight else (0.3, 1.5, 4.0)),
             faults=tuple(fault for fault in kinds for _ in range(weights[fault])),
-            post_s=chance.choice((0.01, 0.05, 0.2)),
-            burst=chance.choice((1, 3, 20)),
+            post_s=chance.choice((0.02, 0.1, 0.3)),
+            burst=chance.choice((1, 2, 10)),
             clients=chance.choice((2, 3, 4)),
             holds=chance.choice((0.0, 0.1, 0.5)),
             returns=chance.choice((0.0, 0.02, 0.1)),
