@@ -7,6 +7,7 @@ limit; what a node logged is kept in its directory.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,6 @@ import tanist
 from broker.commands.local_cluster import free_ports, write_local_cluster
 from perf.node_process import NodeProcess
 
-PORTS_ABOVE: Final = 21_000
 READY_S_MAX: Final = 30.0
 LOG_LINES_SHOWN: Final = 25
 _CLIENTS, _OTHERS = 1, 2
@@ -41,7 +41,9 @@ class Cluster:
         extra: TOML for the end of each node's file.
     """
 
-    def __init__(self, nodes: int, *, extra: str = "", ports_above: int = PORTS_ABOVE) -> None:
+    def __init__(self, nodes: int, *, extra: str = "") -> None:
+        # Far from other runs on this machine, as likely as not.
+        ports_above = 16_000 + os.getpid() * 31 % 15_000
         self.directory = Path(tempfile.mkdtemp(prefix="tanist-"))
         ports = free_ports((_CLIENTS + _OTHERS) * nodes, above=ports_above)
         self._nodes = {
