@@ -55,6 +55,9 @@ from tanist.wire.batch import Part
 from tanist.wire.frames import Frame, FrameReader
 
 REDIAL_S: Final = 0.1
+PROVE_AGAIN_S: Final = 0.01
+"""After a link was lost: a process that is just dying may still seem to listen, and what is
+dialed then proves nothing. The next dial comes so soon, later ones after twice the time."""
 REDIAL_S_MAX: Final = 1.0
 HELLO_S_MAX: Final = 2.0
 """A link that is not bound by then is closed."""
@@ -303,12 +306,14 @@ class Links:
         peer.link = None
         news.append(LinkDown(link.who))
         # At once: if nobody listens there any more, that is the proof of a death.
+        peer.pause_s = PROVE_AGAIN_S
         self._dial(link.who.node, peer, outbox)
 
     def _redial_unbound(self, now: float) -> None:
         # A dialed link that closed before it was bound names nobody: try all who lack one.
         for node, peer in self._peers.items():
-            if peer.link is None and not peer.dialing and self._me.node < node:
+            unproven = peer.last is not None and peer.last not in self._dead
+            if peer.link is None and not peer.dialing and (unproven or self._me.node < node):
                 peer.redial_at = peer.redial_at or now + peer.pause_s
                 peer.pause_s = min(2 * peer.pause_s, REDIAL_S_MAX)
 

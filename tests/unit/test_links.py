@@ -15,6 +15,7 @@ from replication.core.events import (
 from replication.core.identity import Incarnation
 from replication.core.links import (
     LINK_SILENCE_S_MAX,
+    PROVE_AGAIN_S,
     REDIAL_S,
     Died,
     FromLink,
@@ -121,6 +122,26 @@ def test_a_dial_that_times_out_proves_nothing() -> None:
     outbox: list[PeerEffect] = []
     links.wake(2.0 + REDIAL_S, outbox)
     assert Dial("b", "127.0.0.1:1") in outbox
+
+
+def test_a_proof_that_failed_is_tried_again_soon_by_both_sides() -> None:
+    # Given b, the larger name, whose link to a was lost, and whose dial reached a dying process
+    links = links_of(B)
+    links.meet("a", "127.0.0.1:1", 0.0, [])
+    links.handle(DialFailed("a", refused=True), 0.0, [])
+    linked(links, who=A)
+    links.handle(PeerLost(1), 1.0, [])
+    links.handle(PeerOpened(2, "a"), 1.0, [])
+    links.handle(PeerLost(2), 1.001, [])
+
+    # When a moment has passed
+    outbox: list[PeerEffect] = []
+    links.wake(1.001 + PROVE_AGAIN_S, outbox)
+    news = links.handle(DialFailed("a", refused=True), 1.02, [])
+
+    # Then it has dialed again, and has its proof
+    assert Dial("a", "127.0.0.1:1") in outbox
+    assert news == [Died(A)]
 
 
 def test_a_dead_node_that_speaks_again_is_alive() -> None:
