@@ -164,7 +164,7 @@ def _keeps_what_is_not_its_own(self: Leg, spans: Any, outbox: Any) -> None:
 
 MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
     "delivered and confirmed before release": (
-        Profile.PLAIN,
+        Profile.TIGHT,
         Mutant(((Owner, "answer", _everything_leaves_at_once),)),
     ),
     "a duplicate is confirmed before its first copy is released": (

@@ -105,6 +105,7 @@ class ClusterWorld:
         self._backlog = 0
         self._graces: dict[tuple[Incarnation, int, tuple[bytes, bytes]], float] = {}
         self._ownerless_since: dict[int, float] = {}
+        self._taken_at: dict[int, float] = {}
         group = Group(self.network, self.pipes)
         watch = Watch(
             turn=self._turned,
@@ -129,7 +130,7 @@ class ClusterWorld:
         }
         for node in self.nodes.values():
             node.turn_s = self.climate.turn_s
-        self.invariants = Invariants(self.nodes, self._stream_lost, chance)
+        self.invariants = Invariants(self.nodes, self._stream_lost, self._stream_taken, chance)
         self.clients = [self._client(index) for index in range(self.climate.clients)]
 
     def run(self) -> Report:
@@ -261,6 +262,12 @@ class ClusterWorld:
         else:
             self.events.append(history.StreamLost(at=self.network.now, sid=sid, gen=gen))
 
+    def _stream_taken(self, sid: int) -> None:
+        self.report.rare["takeovers"] += 1
+        if self.network.now < self._taken_at.get(sid, -10.0) + 1.0:
+            self.report.rare["double takeovers"] += 1
+        self._taken_at[sid] = self.network.now
+
     def _watch_graces(self, node: SimNode) -> None:
         """Whose grace has ended: his messages may go to others from now on."""
         core = node.core
@@ -279,7 +286,9 @@ class ClusterWorld:
             if desk_now is None or holder in desk_now._consumers:
                 continue
             took_s = node.now - since
-            if took_s < 0.999 * self._settings[node.name].timing.lost_connection_grace_ms / 1000:
+            timing = self._settings[node.name].timing
+            least_s = min(timing.lost_connection_grace_ms, timing.grace_ms) / 1000
+            if took_s < 0.999 * least_s:
                 self._problems.append(f"{node.name} ended a grace after {took_s:.3f} s")
             self.report.rare["graces that ended"] += 1
             for client in self.clients:
@@ -516,6 +525,7 @@ class ClusterWorld:
         for client in self.clients:
             client.check()
             self.report.rare["resumed with held"] += client.resumed_held
+            self.report.rare["resumed in doubt"] += client.resumed_in_doubt
         self.invariants.check_digests()
         verdict = history.check(self.events)
         self.report.messages = verdict.counts

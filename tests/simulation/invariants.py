@@ -53,18 +53,21 @@ class Invariants:
     """Args:
     nodes: All machines.
     lost: Told when a stream was LOST: its sid, and the gen that is over.
+    taken: Told when a stream has another owner: its sid.
     """
 
     def __init__(
         self,
         nodes: dict[str, SimNode],
         lost: Callable[[int, int], None],
+        taken: Callable[[int], None],
         chance: random.Random,
     ) -> None:
         self.map: ClusterMap | None = None
         self.ver = 0
         self._nodes = nodes
         self._lost = lost
+        self._taken = taken
         self._chance = chance
         self._raw: dict[int, bytes] = {}
         self._vers: dict[Incarnation, int] = {}
@@ -117,6 +120,8 @@ class Invariants:
             if entry.gen > before.gen:
                 self._check_lost(sid, before)
                 self._lost(sid, before.gen)
+            elif entry.epoch > before.epoch:
+                self._taken(sid)
         if len(entry.isr) >= entry.min_copies:
             self.log(sid, entry.gen).together = entry
         self._check_members(sid, entry)

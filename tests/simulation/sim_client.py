@@ -182,6 +182,7 @@ class SimClient:
         self.quiet = False
         """Post nothing, keep nothing, give nothing back: what there is shall be drained."""
         self.resumed_held = 0
+        self.resumed_in_doubt = 0
         self.sessions: dict[bytes, str] = {}
         """The names of all lives, by session."""
         self._locators = locators
@@ -388,6 +389,7 @@ class SimClient:
                 case Tell():
                     if isinstance(effect.event, Resumed):
                         self.resumed_held += effect.event.held
+                        self.resumed_in_doubt += effect.event.in_doubt
                 case _:
                     assert_never(effect)
         for connection, parts in writes.items():

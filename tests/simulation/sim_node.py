@@ -265,8 +265,7 @@ class SimNode:
             self.kill()
             return
         if process.last_turn_effects is not None:
-            done = int(process.last_turn_effects * len(outbox))
-            self._carry_out(process, outbox[:done])
+            self._carry_out(process, _some(outbox, process.last_turn_effects))
             if process is self._process:
                 self.kill()
             return
@@ -355,3 +354,11 @@ class SimNode:
             opened=partial(self._linked, process, effect.node),
             failed=lambda refused: self._feed(process, DialFailed(effect.node, refused)),
         )
+
+
+def _some(effects: list[Effect], share: float) -> list[Effect]:
+    """What of this a process gets done before it is killed: what comes first, or, as clients
+    are written to before peers, what is for them alone."""
+    if share < 0.5:
+        return [effect for effect in effects if isinstance(effect, ClientWrite)]
+    return effects[: int(2 * (share - 0.5) * len(effects))]
