@@ -90,6 +90,8 @@ class Handed(Event, frozen=True, kw_only=True):
     number: int
     """Of the delivery."""
     redelivered: bool
+    received: float | None = None
+    """When it reached the client, which may have kept it for a while; None: just now."""
 
 
 class Settled(Event, frozen=True, kw_only=True):
@@ -347,7 +349,9 @@ def _gave_up(copy: Handed, life: _Life, gone: dict[str, list[float]]) -> bool:
         and (settled.sid, settled.gen, settled.number) == (copy.sid, copy.gen, copy.number)
         for settled in life.settled
     )
-    return returned or any(at >= copy.at for at in gone.get(copy.client, ()))
+    # Who was gone while he had it in his buffer does not know yet, and hands it out.
+    since = copy.at if copy.received is None else copy.received
+    return returned or any(at >= since for at in gone.get(copy.client, ()))
 
 
 def _check_resurrected(message: Message, life: _Life, verdict: Verdict) -> None:

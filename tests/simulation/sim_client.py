@@ -615,6 +615,7 @@ class SimClient:
                 offset=run.first + index,
                 number=run.number,
                 redelivered=run.redelivered,
+                received=run.at - process.clock_s,
             )
         )
         if self.quiet or self.plan.automatic:

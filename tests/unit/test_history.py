@@ -230,6 +230,21 @@ def test_a_flagged_copy_is_a_duplicate_if_the_holder_was_there_all_the_time() ->
     assert found == {"duplicated"}
 
 
+def test_what_lay_in_a_buffer_when_its_client_was_gone_may_be_handed_out_twice() -> None:
+    # Given a client that has a message in its buffer, and is gone for a while
+    late = changed(handed(at=5.0), received=3.0)
+    events: list[Recorded] = [posted(), confirmed(), Gone(at=4.0, client="x"), late]
+
+    # When it hands it out before it knows, and another one is given it too
+    copy = handed(at=6.0, number=8, client="y", redelivered=True)
+    found = kinds([*events, copy, settled(copy)])
+
+    # Then nothing is wrong; it would be, had the message come after that
+    assert found == set()
+    events[-1] = changed(late, received=4.5)
+    assert kinds([*events, copy, settled(copy)]) == {"duplicated"}
+
+
 def test_what_a_consumer_returned_may_be_handed_out_again() -> None:
     # Given a consumer that returned its message
     first = handed()
