@@ -211,10 +211,11 @@ class ConsumerCore:
             return
         self.fail(error, now, outbox)
 
-    def leg_gave_up(self, error: Error, outbox: list[Effect]) -> None:
+    def leg_gave_up(self, error: Error, now: float, outbox: list[Effect]) -> None:
         if self._opened_token is not None:
-            outbox.append(Resolve(self._opened_token, None, error))
-            self._opened_token = None
+            # Nobody has it, so nobody would take what other legs are sent.
+            self.fail(error, now, outbox)
+            return
         self._hiccup = error
         outbox.append(Deliverable(self))
         in_doubt = sum(leg.unanswered for leg in self.legs.values())

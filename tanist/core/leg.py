@@ -363,7 +363,7 @@ class Leg(Channel):
     def gave_up(self, error: Error, now: float, outbox: list[Effect]) -> None:
         self.tried = True
         self.tell_failed(error, now, outbox)
-        self.consumer.leg_gave_up(error, outbox)
+        self.consumer.leg_gave_up(error, now, outbox)
 
     def _trim(self) -> None:
         """Let go of the newest runs that do not fit into one OPEN, if nobody has seen them."""

@@ -563,6 +563,26 @@ def test_a_leg_without_an_owner_is_told_once_and_tried_on() -> None:
     assert consumer.legs[1].is_open
 
 
+def test_a_consumer_that_could_not_be_opened_in_time_takes_no_messages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = FakeCluster("a", post_offices=2)
+    cluster.add_queue("q")
+    bench = Bench(cluster, settings=ClientSettings(failover_timeout_s=5))
+    bench.enter()
+    # What is asked of post office 2 is not answered at all.
+    monkeypatch.setattr(cluster.nodes["a"], "_is_owner", lambda _, sid, *__: sid != 2)
+
+    token = bench.begin_consumer("q")
+    bench.advance(6)
+    monkeypatch.undo()
+    cluster.put("q", b"x")
+    bench.advance(3)
+
+    assert isinstance(bench.error_of(token), FailoverTimeout)
+    assert cluster.states("q") == ["ready"]
+
+
 def test_a_flush_after_a_leg_was_given_up_fails_in_time_too() -> None:
     cluster, bench, consumer = started("a", "b", failover_timeout_s=5)
     cluster.put("q", b"x")
