@@ -90,8 +90,6 @@ class Handed(Event, frozen=True, kw_only=True):
     number: int
     """Of the delivery."""
     redelivered: bool
-    received: float | None = None
-    """When it reached the client, which may have kept it for a while; None: just now."""
 
 
 class Settled(Event, frozen=True, kw_only=True):
@@ -349,8 +347,8 @@ def _gave_up(copy: Handed, life: _Life, gone: dict[str, list[float]]) -> bool:
         and (settled.sid, settled.gen, settled.number) == (copy.sid, copy.gen, copy.number)
         for settled in life.settled
     )
-    # Who was gone while he had it in his buffer does not know yet, and hands it out.
-    since = copy.at if copy.received is None else copy.received
+    # It may have been gone while the copy was on its way to it, and reads it later.
+    since = 0.0 if life.posted is None else life.posted.at
     return returned or any(at >= since for at in gone.get(copy.client, ()))
 
 

@@ -615,7 +615,6 @@ class SimClient:
                 offset=run.first + index,
                 number=run.number,
                 redelivered=run.redelivered,
-                received=run.at - process.clock_s,
             )
         )
         if self.quiet or self.plan.automatic:
