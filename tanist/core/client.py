@@ -591,8 +591,8 @@ class ClientCore:
                 errand.office, answer.gen, answer.epoch, link.locator, link.node
             )
             if not opened:
-                # A deposed owner, late: what it gave is worth nothing.
-                link.ask(control.Close(req=0), link.told, outbox, errand.number)
+                # A deposed owner, late: what it gave is worth nothing. It is not told CLOSE: it
+                # may not know yet, and would return what we hold, with effect for its heir.
                 errand.hop(now, away_from=link.node)
                 return
         elif isinstance(errand, Channel):

@@ -241,7 +241,9 @@ def test_a_deposed_owner_that_opens_a_channel_late_is_left() -> None:
     bench.advance(1)
 
     assert cluster.nodes["b"].frames(Verb.OPEN_PRODUCER)
-    assert cluster.nodes["a"].frames(Verb.CLOSE), "a given-up OPEN is followed by CLOSE"
+    # Who was deposed may not know yet. A CLOSE would return what a consumer holds, and its
+    # heir might adopt that.
+    assert not cluster.nodes["a"].frames(Verb.CLOSE)
 
 
 def test_a_node_that_does_not_know_the_owner_is_left_for_another_one() -> None:
