@@ -20,7 +20,7 @@ from broker.core.events import Exit, Log
 from broker.core.limits import Limits, Timing
 from broker.core.node import Node
 from broker.core.settings import NodeSettings
-from replication.core.clustermap import CATALOG_SID
+from replication.core.clustermap import CATALOG_SID, StreamEntry
 from replication.core.identity import Incarnation
 from tanist.wire.control import Declare
 from tests.simulation import history
@@ -509,12 +509,24 @@ class ClusterWorld:
                     f"stream {sid} at {entry.owner}: {stream.role.value} held {stream.held}"
                     f" release {stream.release} of {stream.log_end - 1}: {entry}"
                 )
+            if self.climate.profile is not Profile.STEADY:
+                left += self._behind(sid, entry, stream.log_end)
             desk = core.desks.get(sid)
             for queue in desk.office.queues() if desk is not None else ():
                 stat = desk.office.stat(queue.id) if desk is not None else None
                 if stat is not None and (stat.ready or stat.in_flight):
                     left.append(f"stream {sid} at {entry.owner}: {queue.name} has {stat}")
         return left
+
+    def _behind(self, sid: int, entry: StreamEntry, log_end: int) -> list[str]:
+        """The members of the in-sync set that do not have all."""
+        behind = []
+        for who in entry.isr:
+            core = self.nodes[who.node].core
+            stream = core.member.streams.get(sid) if core is not None else None
+            if stream is None or stream.applied < log_end - 1:
+                behind.append(f"{who} lacks some of stream {sid}, which ends at {log_end}")
+        return behind
 
     def _check_end(self) -> None:
         for node in self.nodes.values():

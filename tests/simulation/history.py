@@ -92,6 +92,13 @@ class Handed(Event, frozen=True, kw_only=True):
     redelivered: bool
 
 
+class Consumes(Event, frozen=True, kw_only=True):
+    """A consumer asks for messages of a queue, whether it is ever given one or not."""
+
+    queue: str
+    consumer: str
+
+
 class Settled(Event, frozen=True, kw_only=True):
     """An application acknowledges a message, or gives it back; the call begins."""
 
@@ -149,6 +156,7 @@ Recorded = (
     | Confirmed
     | Refused
     | Handed
+    | Consumes
     | Settled
     | Answered
     | Gone
@@ -246,6 +254,8 @@ def check(events: Iterable[Recorded]) -> Verdict:
                 lives[event.message].refused = event
             case Handed():
                 lives[event.message].handed.append(event)
+                consumers[event.queue].add(event.consumer)
+            case Consumes():
                 consumers[event.queue].add(event.consumer)
             case Settled():
                 lives[event.message].settled.append(event)

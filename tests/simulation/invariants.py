@@ -217,12 +217,14 @@ class Invariants:
         """When nothing moves any more: equal states on all that are in sync."""
         assert self.map is not None
         for sid, entry in self.map.streams.items():
-            found: dict[str, tuple[int, bytes]] = {}
+            found: dict[int, dict[str, bytes]] = {}  # By how far the states go.
             for who in entry.isr:
                 core = self._nodes[who.node].core
                 if core is not None and core.me == who and not self._nodes[who.node].stopped:
                     stream = core.member.streams[sid]
                     stream.check()
-                    found[who.node] = (stream.applied, stream.machine.digest())
-            if len(set(found.values())) > 1:
-                raise Violation(f"SI11: states of stream {sid} differ: {found}")
+                    states = found.setdefault(stream.applied, {})
+                    states[who.node] = stream.machine.digest()
+            for applied, states in found.items():
+                if len(set(states.values())) > 1:
+                    raise Violation(f"SI11: states of stream {sid} at {applied} differ: {states}")

@@ -494,10 +494,14 @@ class SimClient:
             case _ProducerOpened():
                 core.open_producer(token, token.queue, producer=self._draw_id(), now=now)
             case _ConsumerOpened():
+                consumer = self._draw_id()
+                self._tell(
+                    history.Consumes(at=self._network.now, queue=token.queue, consumer=consumer)
+                )
                 core.open_consumer(
                     token,
                     token.queue,
-                    consumer=self._draw_id(),
+                    consumer=consumer,
                     prefetch_messages=self.plan.prefetch,
                     prefetch_bytes=1 << 20,
                     auto_ack=self.plan.automatic,

@@ -12,6 +12,7 @@ from msgspec.structs import replace as changed
 from tests.simulation.history import (
     Answered,
     Confirmed,
+    Consumes,
     Counts,
     Gone,
     Handed,
@@ -315,6 +316,19 @@ def test_two_consumers_share_a_queue_in_any_order() -> None:
 
     # When one consumer gets the second one before another one gets the first
     copies = [handed(SECOND, 3.0, client="x"), handed(FIRST, 4.0, number=8, client="y")]
+    found = kinds([*events, *copies, *map(settled, copies)])
+
+    # Then nothing is wrong
+    assert found == set()
+
+
+def test_a_second_consumer_counts_even_if_it_was_given_nothing() -> None:
+    # Given two messages of one producer, and two consumers
+    events: list[Recorded] = [posted(FIRST, 1.0), posted(SECOND, 1.1)]
+    events += [confirmed(FIRST), confirmed(SECOND), Consumes(at=0.5, queue="q", consumer="y-c")]
+
+    # When what was meant for the one, and never left, goes to the other after later messages
+    copies = [handed(SECOND, 3.0, number=7), handed(FIRST, 4.0, number=8)]
     found = kinds([*events, *copies, *map(settled, copies)])
 
     # Then nothing is wrong
