@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from broker.core.events import Exit, Log
+from broker.core.events import Exit, Log, Stop
 from broker.core.limits import Limits, Timing
 from broker.core.node import Node
 from broker.core.settings import NodeSettings
 from replication.core.clustermap import CATALOG_SID, StreamEntry
 from replication.core.identity import Incarnation
-from tanist.wire.control import Declare
+from tanist.wire.control import Declare, QueueSettings
 from tests.simulation import history
 from tests.simulation.faults import ENDLESS, Climate, Fault, Profile
 from tests.simulation.invariants import Invariants, Violation
@@ -42,7 +42,9 @@ BACKLOG_MAX: Final = 150
 EVERY: Final = "every"
 ONE: Final = "one"
 SOLO: Final = "solo"
-"""Queues: spread over all post offices, in one, and with one consumer only."""
+FULL: Final = "full"
+"""Queues: spread over all post offices; in one; with one consumer only, and its producers wait
+when it is full; the last refuses what it has no room for."""
 
 NodeMaker = Callable[[NodeSettings, Incarnation, int, bytes | None, Callable[[], float]], Node]
 
@@ -188,15 +190,21 @@ class ClusterWorld:
 
     def _client(self, index: int) -> SimClient:
         chance = self._chance
-        queues = (EVERY, ONE)
-        declares: tuple[Declare, ...] = (Declare(req=0, queue=EVERY), Declare(req=0, queue=SOLO))
+        queues = (EVERY, ONE, FULL)
+        holds = QueueSettings(bytes_max=self.climate.full_bytes)
+        refuses = QueueSettings(bytes_max=self.climate.full_bytes, when_full="refuse")
+        declares: tuple[Declare, ...] = (
+            Declare(req=0, queue=EVERY),
+            Declare(req=0, queue=SOLO, settings=holds),
+            Declare(req=0, queue=FULL, settings=refuses),
+        )
         takes: list[str] = [queue for queue in queues if chance.random() < 0.6]
         if index == 0:
             declares += (Declare(req=0, queue=ONE, spread="one", at=1),)
             takes = [*queues, SOLO]
         plan = Plan(
             declares=declares,
-            posts_to=tuple(q for q in (EVERY, ONE, SOLO) if chance.random() < 0.6),
+            posts_to=tuple(q for q in (EVERY, ONE, SOLO, FULL) if chance.random() < 0.6),
             takes_from=tuple(takes),
             automatic=chance.random() < 0.3,
             prefetch=chance.choice((1, 5, 50, 1000)),
@@ -223,7 +231,9 @@ class ClusterWorld:
         self.events.append(event)
         if isinstance(event, history.Posted):
             self._backlog += 1
-        elif isinstance(event, history.Settled) and event.acked:
+        elif isinstance(event, history.Refused) or (
+            isinstance(event, history.Settled) and event.acked
+        ):
             self._backlog -= 1
 
     def _run_until(self, at: float) -> None:
@@ -246,7 +256,8 @@ class ClusterWorld:
         self._say(f"{node.name}: {log.event} {log.fields}")
 
     def _exited(self, node: SimNode, effect: Exit) -> None:
-        self._problems.append(f"{node.name} ended with {effect.code}: {effect.sentence}")
+        if effect.code:
+            self._problems.append(f"{node.name} ended with {effect.code}: {effect.sentence}")
 
     def _node_broke(self, node: SimNode, error: Exception) -> None:
         self._problems.append(f"{node.name} broke:\n{_stack(error)}")
@@ -330,6 +341,9 @@ class ClusterWorld:
                 self._end_later(second_s, partial(self._kill, self.nodes[other], until_s))
             case Fault.POWER_OFF:
                 node.kill(power_off=True)
+                self._start_later(node, until_s)
+            case Fault.STOP:
+                node.feed(Stop())
                 self._start_later(node, until_s)
             case Fault.FREEZE:
                 if node.core is not None and not node.stopped:

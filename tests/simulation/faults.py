@@ -32,6 +32,7 @@ class Fault(StrEnum):
     KILL_TWO = "kill two"
     KILL_FOLLOWED = "kill the owner, then its successor"
     POWER_OFF = "power off"
+    STOP = "stop"
     FREEZE = "freeze"
     CUT = "cut one way"
     CUT_PAIR = "cut a pair"
@@ -53,6 +54,7 @@ _PLAIN: Final = {
     Fault.KILL_TWO: 1,
     Fault.KILL_FOLLOWED: 2,
     Fault.POWER_OFF: 2,
+    Fault.STOP: 2,
     Fault.FREEZE: 3,
     Fault.CUT: 2,
     Fault.CUT_PAIR: 2,
@@ -117,6 +119,10 @@ class Climate:
     """Between two bursts of a producer."""
     burst: int
     clients: int
+    full_bytes: int
+    """Two queues hold so much per post office: one makes its producers wait, one refuses."""
+    closes_s: float
+    """Between two times that a client closes a consumer and opens another one."""
     holds: float
     """Share of the messages that a consumer keeps for a while."""
     returns: float
@@ -152,6 +158,8 @@ class Climate:
             post_s=chance.choice((0.02, 0.1, 0.3)),
             burst=chance.choice((1, 2, 10)),
             clients=chance.choice((2, 3, 4)),
+            full_bytes=chance.choice((600, 3_000, 1 << 20)),
+            closes_s=chance.choice((1.0, 5.0, 1_000.0)),
             holds=chance.choice((0.0, 0.1, 0.5)),
             returns=chance.choice((0.0, 0.02, 0.1)),
         )

@@ -273,7 +273,7 @@ def check(events: Iterable[Recorded]) -> Verdict:
     for message, life in lives.items():
         _count(life, verdict.counts)
         _check_lost(message, life, lives, lost, verdict)
-        _check_unexpected(message, life, verdict)
+        _check_unexpected(message, life, lost, verdict)
         _check_copies(message, life, gone, verdict)
         _check_resurrected(message, life, verdict)
     _check_order(ordered, consumers, verdict)
@@ -320,10 +320,14 @@ def _place(message: Message, lives: dict[Message, _Life]) -> str:
     return "at the beginning" if message.n < min(seen) else "in the middle"
 
 
-def _check_unexpected(message: Message, life: _Life, verdict: Verdict) -> None:
+def _check_unexpected(
+    message: Message, life: _Life, lost: set[tuple[int, int]], verdict: Verdict
+) -> None:
     if life.handed and life.posted is None:
         verdict.found("unexpected", f"{message} was never posted: {life}")
-    elif life.handed and life.refused is not None:
+    # What was in doubt when its stream was lost is repeated to the next life of it, which may
+    # refuse it; that says nothing of the life before.
+    elif life.refused and any((copy.sid, copy.gen) not in lost for copy in life.handed):
         verdict.found("unexpected", f"{message} was refused: {life}")
 
 

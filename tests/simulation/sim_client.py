@@ -35,7 +35,7 @@ from tanist.core.leg import Stale
 from tanist.core.producer import Confirmed as SafelyStored, ProducerCore
 from tanist.core.run import Run
 from tanist.core.settings import ClientSettings
-from tanist.errors import Error, FailoverTimeout, OverloadedError, QueueNotFound
+from tanist.errors import ClosedError, Error, FailoverTimeout, OverloadedError, QueueNotFound
 from tanist.events import Resumed
 from tanist.wire.control import Declare
 from tanist.wire.hot import Cause
@@ -47,6 +47,8 @@ from tests.simulation.sim_node import SPINS_MAX
 
 FLUSH_S: Final = 0.3
 RETRY_S: Final = 0.3
+QUESTION_S: Final = 1.0
+"""Between two questions: how a queue stands, which there are, how the node is."""
 HOLD_S: Final = 1.0
 """How long a message is kept, on average, that is not acknowledged at once."""
 
@@ -93,6 +95,11 @@ class _Closed:
 
 
 @dataclass(slots=True, eq=False)
+class _Question:
+    what: str
+
+
+@dataclass(slots=True, eq=False)
 class _Batch:
     messages: list[history.Message]
 
@@ -109,7 +116,9 @@ class _Flush:
         return f"flush of {len(self.acks)} acks of {self.worker.queue}"
 
 
-_Token = _Entered | _Declared | _ProducerOpened | _ConsumerOpened | _Closed | _Batch | _Flush
+_Token = (
+    _Entered | _Declared | _ProducerOpened | _ConsumerOpened | _Closed | _Question | _Batch | _Flush
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -229,6 +238,8 @@ class SimClient:
         process = self._process = _Process(self.name, core, clock_s)
         self._ask(_Entered(), process)
         self._later(process, FLUSH_S, self._flush_all)
+        self._later(process, QUESTION_S, self._ask_something)
+        self._later(process, self._climate.closes_s, self._close_one)
         self._take_turn_soon(process)
 
     def kill(self) -> None:
@@ -451,6 +462,10 @@ class SimClient:
                     self._again(process, error, token, lambda p: None)
             case _Closed():
                 self._end(process)
+            case _Question():
+                # A queue may be unknown still, or its post office gone with a lost map.
+                if not isinstance(error, FailoverTimeout | QueueNotFound | ClosedError | None):
+                    self._broke(self.name, error)
             case _:
                 raise AssertionError(token)
 
@@ -532,6 +547,36 @@ class SimClient:
             assert isinstance(batch.token, _Batch)
             batch.token.messages.append(message)
 
+    def _ask_something(self, process: _Process) -> None:
+        self._later(process, QUESTION_S, self._ask_something)
+        core, now = process.core, self._now(process)
+        if self.quiet or not core.here:
+            return
+        token = _Question(self._chance.choice(("list", "describe", "status", "stat")))
+        producers = list(process.producers.values())
+        process.calls[token] = self._network.now
+        match token.what:
+            case "list":
+                core.list_queues(token, now)
+            case "describe":
+                core.describe(token, self.plan.declares[0].queue, now)
+            case "stat" if producers:
+                office = self._chance.choice(core.topology.offices)
+                core.stat(token, producers[0].info, office, now)
+            case _:
+                core.status(token, now)
+
+    def _close_one(self, process: _Process) -> None:
+        """A consumer is closed, and another one opened."""
+        self._later(process, self._climate.closes_s, self._close_one)
+        if self.quiet or not process.workers:
+            return
+        worker = self._chance.choice(process.workers)
+        process.workers.remove(worker)
+        self._tell(history.Gone(at=self._network.now, client=self.name))
+        process.core.close_channels(worker.core, self._now(process), process.outbox)
+        self._ask(_ConsumerOpened(worker.queue), process)
+
     def _reopen(
         self, process: _Process, error: Error, token: _ProducerOpened | _ConsumerOpened
     ) -> None:
@@ -577,7 +622,7 @@ class SimClient:
     def _work(self, process: _Process, worker: _Worker) -> None:
         """Hand out what there is, at the application's pace."""
         worker.busy = False
-        if process is not self._process or process.core.closed:
+        if process is not self._process or worker not in process.workers or process.core.closed:
             return
         error = worker.core.take_error()
         if worker.core.error is not None:

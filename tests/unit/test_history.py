@@ -189,6 +189,18 @@ def test_a_message_that_was_refused_must_not_be_handed_out() -> None:
     assert found == {"unexpected"}
 
 
+def test_the_next_life_of_a_stream_may_refuse_what_was_stored_in_the_one_before() -> None:
+    # Given a message that was stored, and in doubt when its stream was lost
+    copy = handed()
+    events: list[Recorded] = [posted(), copy, settled(copy), StreamLost(at=4.0, sid=1, gen=1)]
+
+    # When its repeat is refused
+    found = kinds([*events, Refused(at=5.0, message=FIRST)])
+
+    # Then nothing is wrong
+    assert found == set()
+
+
 def test_a_second_copy_without_the_flag_is_a_duplicate_even_if_the_holder_is_gone() -> None:
     # Given a consumer that died with a message
     events: list[Recorded] = [posted(), confirmed(), handed(), Gone(at=4.0, client="x")]
