@@ -512,6 +512,9 @@ class ClientCore:
                 errand = link.errands.get(message.req)
                 if errand is not None:
                     errand.avoid.clear()
+                    if errand.sid is None:
+                        # Any node may answer this, and another one may know more.
+                        errand.avoid.add(link.node)
                     errand.hops = 0
                     errand.wait(now, message.after_ms / 1000)
             case control.Close():

@@ -107,6 +107,24 @@ def test_a_delete_whose_answer_was_lost_has_worked() -> None:
     assert isinstance(bench.results[token], control.Done)
 
 
+def test_what_any_node_can_answer_is_asked_of_another_one_if_the_first_cannot() -> None:
+    cluster = FakeCluster("a", "b")
+    cluster.add_queue("q")
+    bench = Bench(cluster, locators=[cluster.nodes["a"].locator])
+    bench.enter()
+
+    # It has no copy of the catalog, and cannot reach who has one.
+    def retry(connection: FakeConnection, message: control.Request, channel: int) -> None:
+        connection.say(control.Retry(req=message.req, after_ms=100), channel)
+
+    cluster.nodes["a"].intercept = on(Verb.DESCRIBE, retry)
+    token = bench.begin(lambda token: bench.core.describe(token, "q", bench.now))
+    bench.advance(1)
+
+    assert isinstance(bench.results[token], control.QueueInfo)
+    assert cluster.nodes["b"].frames(Verb.DESCRIBE)
+
+
 def test_moved_is_followed_to_a_node_that_the_topology_does_not_name() -> None:
     cluster = FakeCluster("a", "b")
     cluster.add_queue("q")
