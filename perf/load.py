@@ -98,17 +98,20 @@ class SteadyProducer:
         self.producer = producer
         self._history = history
         self._next_n = 0
+        self._unconfirmed = 0
         self._open: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     @property
     def unconfirmed(self) -> int:
-        return BURST_MESSAGES * len(self._open)
+        """Messages."""
+        return self._unconfirmed
 
-    def burst(self) -> None:
+    def burst(self, count: int = BURST_MESSAGES) -> None:
         """Post some messages now, and record when they are confirmed."""
-        messages = [Message(self.name, self._next_n + i) for i in range(BURST_MESSAGES)]
-        self._next_n += BURST_MESSAGES
+        messages = [Message(self.name, self._next_n + i) for i in range(count)]
+        self._next_n += count
+        self._unconfirmed += count
         at = time.monotonic()
         queue = self.producer.queue
         self._history.events += [Posted(at=at, message=m, queue=queue) for m in messages]
@@ -118,6 +121,7 @@ class SteadyProducer:
 
     async def _confirm(self, messages: list[Message], posted_at: float) -> None:
         done = await self.producer.send_many([body_of(m) for m in messages])
+        self._unconfirmed -= len(messages)
         now = time.monotonic()
         history = self._history
         history.first_confirms.setdefault(done.sid, []).append((posted_at, now))

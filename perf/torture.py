@@ -39,7 +39,9 @@ Kind = Literal["kill", "stop", "pair", "consumer"]
 ORDERED, SHARED = "ordered", "shared"
 STOPPED_S: Final = 5.0
 AFTER_S: Final = 1.5
-BURSTS_BEFORE: Final = 8
+PRESSED_MESSAGES: Final = 3
+PRESSED_S_MIN: Final = 0.005
+PRESSED_S_MAX: Final = 0.02
 REJOIN_S_MAX: Final = 20.0
 GAP_S_MAX: Final = 0.3
 """The median gap after a kill must stay below this."""
@@ -182,11 +184,7 @@ async def _fault(
     backup = chance.choice([name for name in backups if name != victim])
     line.victim = f"{victim}+{backup}" if kind == "pair" else victim
     mine = [producer for producer in producers if producer.producer.sid == sid]
-    # Batches in all stages between the client and its confirm, whatever the moment.
-    for _ in range(BURSTS_BEFORE):
-        for producer in mine:
-            producer.burst()
-        await asyncio.sleep(chance.random() * 0.001)
+    await _press(mine, chance.uniform(PRESSED_S_MIN, PRESSED_S_MAX))
     since = time.monotonic()
     line.unconfirmed = sum(producer.unconfirmed for producer in mine)
     line.in_flight = sum(consumer.held_of(sid) for consumer in consumers)
@@ -216,6 +214,18 @@ async def _fault(
     line.frame_gap_ms = None if gap is None else 1000 * gap
     gap = history.confirm_gap_s(sid, since)
     line.confirm_gap_ms = None if gap is None else 1000 * gap
+
+
+async def _press(producers: list[SteadyProducer], seconds: float) -> None:
+    """Post in every turn of the loop, until there is a batch in each stage up to its confirm.
+
+    A timer would not do: its resolution is 1 ms, and a batch is confirmed in less.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for producer in producers:
+            producer.burst(PRESSED_MESSAGES)
+        await asyncio.sleep(0)
 
 
 def _moved(status: Status, sid: int, victim: str) -> bool:
