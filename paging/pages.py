@@ -2,240 +2,114 @@
 
 Theory of operation
 -------------------
-Batches never change, so storing them is keeping them findable by offset. Three levels do
-that. A *block* holds one large batch, or many small ones; it is what is freed as a whole
-when the last of its messages is dropped. A *page* holds consecutive blocks and is sealed
-when it is full; only the tail page is open. *Pages* finds a page by its first offset, in a
-sorted container that an access to the tail does not touch.
+Batches never change, so storing them is keeping them findable by offset. *Pages* finds a page
+by its first offset, in a sorted container that an access to the tail does not touch. Sealed
+pages may be away, in files; who keeps them there is the `Keeper`, which is told of each page
+that is sealed or needed no more, and is asked for those that a consumer will want next:
 
-Nothing is kept per message but the batch's own table. A batch of its own costs some 250
-bytes as Python objects, which is nothing beside 60 KB and far too much beside 100 bytes:
-small batches are therefore packed into one bytes object as soon as 64 KiB of them have
-come together, with 4 bytes for each (where it starts, and its first offset, both counted
-from the block's start), and made into a `Batch` again when somebody asks.
+           append                    sealed            written, and far from any cursor
+    ──────────────▶ tail ──────────────▶ Page ────────────────────────▶ Away
+                                          ▲                              │ wanted
+                                          └─────── let go of ── Loaded ◀─┘
 
 Rules
 -----
-1. How a node cuts its pages and blocks is its own affair. Nothing here may reach the
-   replicated state or its digest.
-2. Who asks for a batch does not know where it lay. Whether a page's bytes are in memory is
-   the business of `Page` alone; `resident_bytes` is what it takes up there.
+1. How a node cuts its pages is its own affair. Nothing here may reach the replicated state or
+   its digest: `append` and `drop` never wait for a page, and work alike wherever it lies.
+2. Who reads asks `resident_end` first, and comes again later if the page is away. What a
+   reader was given stays readable for as long as he holds it.
 3. No batch pins bytes that are not its own: what was cut from a much larger record is copied.
 """
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedDict, SortedList
 
+from paging.page import Away, Loaded, Page
+from paging.pagefile import PageImage
 from paging.ranges import Range, Ranges
 from tanist.wire.batch import Batch
 
 PAGE_BYTES: Final = 1 << 20
 """Batches a page takes in before it is sealed. One block may go beyond it."""
 
-SMALL_BYTES: Final = 8 << 10
-"""A batch below this shares a block. Above it, objects of its own are 3 % of it at most."""
-
-BLOCK_BYTES: Final = 1 << 16
-"""The most that small batches share. Both offsets inside a block fit 16 bits then."""
-
-# What the objects take up beside the bytes themselves, on CPython 3.11.
-_LOOSE_OVERHEAD: Final = 240  # A `Batch`, its numbers, and the header of its bytes object.
-_LONE_OVERHEAD: Final = _LOOSE_OVERHEAD + 80
-_SHARED_OVERHEAD: Final = 260
-_PACKED_OVERHEAD: Final = 4
-
-
 Piece = tuple[Batch, int, int]
 """Messages of one batch: the batch, the index of the first of them, how many."""
 
-
-class _Lone:
-    """A block of one large batch, as it came."""
-
-    __slots__ = ("batch", "first", "live")
-
-    def __init__(self, batch: Batch, first: int) -> None:
-        self.batch = batch
-        self.first = first
-        self.live = batch.count
-
-    @property
-    def bytes(self) -> int:
-        return self.batch.size
-
-    @property
-    def resident_bytes(self) -> int:
-        return self.batch.size + _LONE_OVERHEAD
-
-    def find(self, offset: int) -> tuple[Batch, int]:
-        return self.batch, self.first
+Entry = Page | Loaded | Away
 
 
-class _Shared:
-    """A block of small batches: loose while it fills, packed from then on."""
+class Tally:
+    """Sums over several parts, kept by their pages: of a post office, in most cases."""
 
-    __slots__ = ("_loose", "_packed", "_places", "bytes", "first", "live")
+    __slots__ = ("bytes", "disk_bytes", "hits", "misses", "resident_bytes")
 
-    def __init__(self, first: int) -> None:
-        self.first = first
-        self.live = 0
+    def __init__(self) -> None:
         self.bytes = 0
-        self._loose: list[Batch] | None = []
-        self._packed = b""
-        # For each batch, in the upper 16 bits its first offset, counted from `first`; in the
-        # lower ones where it starts in `_packed`. One array, since each costs 80 bytes.
-        self._places = array("I")
-
-    @property
-    def resident_bytes(self) -> int:
-        each = _PACKED_OVERHEAD if self._loose is None else _LOOSE_OVERHEAD
-        return self.bytes + _SHARED_OVERHEAD + each * len(self._places)
-
-    def takes(self, batch: Batch) -> bool:
-        return self.bytes + batch.size <= BLOCK_BYTES
-
-    def append(self, batch: Batch, first: int) -> None:
-        assert self._loose is not None, "packed already"
-        self._loose.append(batch)
-        self._places.append(first - self.first << 16 | self.bytes)
-        self.live += batch.count
-        self.bytes += batch.size
-
-    def pack(self) -> None:
-        """Nothing more comes: give up the objects, keep the bytes."""
-        assert self._loose is not None, "packed already"
-        self._packed = b"".join([b.data[b.start : b.start + b.size] for b in self._loose])
-        self._loose = None
-        self._places = self._places[:]  # Without the room to grow.
-
-    def find(self, offset: int) -> tuple[Batch, int]:
-        at = bisect_right(self._places, offset - self.first << 16 | 0xFFFF) - 1
-        place = self._places[at]
-        if self._loose is None:
-            batch = Batch.trusted(self._packed, place & 0xFFFF)
-        else:
-            batch = self._loose[at]
-        return batch, self.first + (place >> 16)
-
-
-class Page:
-    """Consecutive batches, open or sealed. It knows which blocks are needed, not by whom."""
-
-    __slots__ = (
-        "_blocks",
-        "_filling",
-        "_firsts",
-        "bytes",
-        "bytes_taken",
-        "end",
-        "first",
-        "live",
-        "resident_bytes",
-    )
-
-    def __init__(self, first: int) -> None:
-        self.first = self.end = first
-        self.live = 0
-        """How many of its messages are not dropped."""
-        self.bytes = 0
-        """Batches in blocks that are not freed."""
+        """Batches held, wherever they are: a batch counts until its block is freed."""
         self.resident_bytes = 0
-        """What they take up in memory, objects included."""
-        self.bytes_taken = 0
-        """Batches that it ever took in: by this it is sealed."""
-        self._blocks: list[_Lone | _Shared | None] = []  # None: freed.
-        self._firsts = array("Q")  # Of each block, freed or not.
-        self._filling: _Shared | None = None  # The last block, if more goes in.
+        """What pages take up in memory, objects included."""
+        self.disk_bytes = 0
+        """The same of those that are away."""
+        self.hits = 0
+        """Pages that had been away and were there again when the cursor arrived."""
+        self.misses = 0
+        """Pages for which a consumer waited."""
 
-    def append(self, batch: Batch) -> None:
-        first, size = self.end, batch.size
-        if size >= SMALL_BYTES:
-            self.seal()
-            lone = _Lone(batch, first)
-            self._blocks.append(lone)
-            self._firsts.append(first)
-            self.resident_bytes += lone.resident_bytes
-        else:
-            block = self._filling
-            if block is None or not block.takes(batch):
-                self.seal()
-                block = self._filling = _Shared(first)
-                self._blocks.append(block)
-                self._firsts.append(first)
-                self.resident_bytes += block.resident_bytes
-            block.append(batch, first)
-            self.resident_bytes += size + _LOOSE_OVERHEAD
-        self.end = first + batch.count
-        self.live += batch.count
-        self.bytes += size
-        self.bytes_taken += size
 
-    def seal(self) -> None:
-        """Nothing more goes into the last block. Of a whole page that is the end of it."""
-        block = self._filling
-        if block is not None:
-            self._filling = None
-            self.resident_bytes -= block.resident_bytes
-            block.pack()
-            self.resident_bytes += block.resident_bytes
+class Reader(Protocol):
+    """The part: it knows which messages are needed, and which are wanted next."""
 
-    def find(self, offset: int) -> tuple[Batch, int]:
-        """The batch with a message that is not dropped, and the batch's first offset."""
-        block = self._blocks[bisect_right(self._firsts, offset) - 1]
-        assert block is not None, "a dropped message was asked for"
-        return block.find(offset)
+    @property
+    def live(self) -> Ranges:
+        """All messages that are not done with."""
 
-    def drop(self, first: int, end: int) -> int:
-        """Messages of this page are needed no more. Returns the bytes that were freed."""
-        firsts, blocks = self._firsts, self._blocks
-        self.live -= end - first
-        freed = 0
-        at = bisect_right(firsts, first) - 1
-        while first < end:
-            block = blocks[at]
-            assert block is not None, "dropped twice"
-            at += 1
-            block_end = firsts[at] if at < len(firsts) else self.end
-            block.live -= min(end, block_end) - first
-            assert block.live >= 0, "dropped twice"
-            if not block.live:
-                blocks[at - 1] = None
-                if block is self._filling:
-                    self._filling = None
-                freed += block.bytes
-                self.resident_bytes -= block.resident_bytes
-            first = block_end
-        self.bytes -= freed
-        return freed
+    def cursors(self) -> tuple[int | None, int | None]:
+        """The next message that was returned, and the next fresh one."""
 
-    def check(self, live: Ranges) -> None:
-        """Verify every invariant against the offsets that must be here; `O(batches)`."""
-        assert len(self._blocks) == len(self._firsts)
-        held = [block for block in self._blocks if block is not None]
-        assert sum(block.live for block in held) == self.live
-        assert sum(block.bytes for block in held) == self.bytes
-        assert sum(block.resident_bytes for block in held) == self.resident_bytes
-        assert self._filling is None or self._filling is self._blocks[-1]
-        ends = [*self._firsts, self.end][1:]
-        for first, end, block in zip(self._firsts, ends, self._blocks, strict=True):
-            needed = sum(run.size for run in live.within(Range(first, end)))
-            assert needed == (block.live if block is not None else 0)
-            offset = first
-            while block is not None and offset < end:
-                batch, batch_first = block.find(offset)
-                assert batch_first == offset, "batches of a block leave a gap"
-                offset += batch.count
-            assert block is None or offset == end
 
+class Keeper(Protocol):
+    """Where sealed pages are kept that need not be in memory."""
+
+    def sealed(self, pages: Pages, page: Page) -> None:
+        """One more page that may go."""
+
+    def dropped(self, pages: Pages, page: Entry, first: int) -> None:
+        """A sealed page is needed no more."""
+
+    def thinned(self, pages: Pages, first: int) -> None:
+        """Of a page that is away, little is needed."""
+
+    def want(self, pages: Pages, first: int) -> None:
+        """A page that is away is wanted in memory."""
+
+    def closed(self, pages: Pages) -> None:
+        """None of these is needed any more."""
+
+
+class _Memory:
+    """Keeps all pages in memory: for tests, and for what is small."""
+
+    def sealed(self, pages: Pages, page: Page) -> None: ...
+
+    def dropped(self, pages: Pages, page: Entry, first: int) -> None: ...
+
+    def thinned(self, pages: Pages, first: int) -> None: ...
+
+    def want(self, pages: Pages, first: int) -> None:
+        raise AssertionError("no page is away")
+
+    def closed(self, pages: Pages) -> None: ...
+
+
+IN_MEMORY: Final = _Memory()
 
 # Most parts never fill a page, and an empty `SortedDict` of each part's own is 1.3 KB.
-_NO_PAGES: Final[SortedDict[int, Page]] = SortedDict()
+_NO_PAGES: Final[SortedDict[int, Entry]] = SortedDict()
+_NONE_RESIDENT: Final[SortedList[int]] = SortedList()
 
 
 class Pages:
@@ -243,23 +117,49 @@ class Pages:
 
     Args:
         page_bytes: When the tail page is sealed. Every node may choose its own.
+        ahead: Sealed pages that are wanted in memory from a consumer's cursor on.
+        keeper: Who takes sealed pages out of memory.
+        tally: Where the sums are kept.
     """
 
     __slots__ = (
+        "_ahead",
+        "_keeper",
         "_page_bytes",
+        "_reading",
         "_recent",
         "_recent_end",
         "_recent_first",
+        "_resident",
         "_sealed",
         "_tail",
         "bytes",
+        "lost",
+        "reader",
+        "tally",
     )
 
-    def __init__(self, *, page_bytes: int = PAGE_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        page_bytes: int = PAGE_BYTES,
+        ahead: int = 0,
+        keeper: Keeper = IN_MEMORY,
+        tally: Tally | None = None,
+    ) -> None:
         assert page_bytes > 0
         self._page_bytes = page_bytes
+        self._ahead = ahead
+        self._keeper = keeper
+        self.tally = tally or Tally()
+        self.reader: Reader | None = None
+        """Set by the part."""
+        self.lost = Ranges()
+        """Messages that no copy can read any more, until an operator has them skipped."""
         self._sealed = _NO_PAGES  # By first offset.
+        self._resident = _NONE_RESIDENT  # Those of them that are in memory.
         self._tail = Page(0)
+        self._reading = -1  # The sealed page that a consumer read last, by its first offset.
         self.bytes = 0
         """Batches held, wherever they are: a batch counts until its block is freed."""
         # The batch that was asked for last: what plans a delivery asks for it, and so does
@@ -278,20 +178,32 @@ class Pages:
         return len(self._sealed) + 1
 
     @property
+    def away(self) -> int:
+        """How many pages are in files only."""
+        return len(self._sealed) - len(self._resident)
+
+    @property
+    def tail_bytes(self) -> int:
+        """What the open page takes up in memory."""
+        return self._tail.resident_bytes
+
+    @property
     def resident_bytes(self) -> int:
-        """What all pages take up in memory. `O(pages)`."""
-        return self._tail.resident_bytes + sum(
-            page.resident_bytes for page in self._sealed.values()
-        )
+        """What all pages take up in memory. `O(pages in memory)`."""
+        return self._tail.resident_bytes + sum(self._in_memory(at) for at in self._resident)
+
+    # What the part does
 
     def append(self, batch: Batch) -> int:
         """Take a batch in. Returns the offset of its first message. `O(1)`."""
         if len(batch.data) > 2 * batch.size + 64:  # 64: the fixed part of an op is its own.
             batch = Batch.trusted(batch.data[batch.start : batch.start + batch.size])
-        tail = self._tail
-        first = tail.end
+        tail, tally = self._tail, self.tally
+        first, before = tail.end, tail.resident_bytes
         tail.append(batch)
         self.bytes += batch.size
+        tally.bytes += batch.size
+        tally.resident_bytes += tail.resident_bytes - before
         if tail.bytes_taken >= self._page_bytes:
             self.seal()
         return first
@@ -300,25 +212,131 @@ class Pages:
         """Close the tail page, and open the next one. For a tail that is old, not full."""
         tail = self._tail
         if tail.end > tail.first:
+            before = tail.resident_bytes
             tail.seal()
+            self.tally.resident_bytes += tail.resident_bytes - before
             if self._sealed is _NO_PAGES:
-                self._sealed = SortedDict()
+                self._sealed, self._resident = SortedDict(), SortedList()
             self._sealed[tail.first] = tail
+            self._resident.add(tail.first)
             self._tail = Page(tail.end)
+            self._keeper.sealed(self, tail)
+
+    def drop(self, run: Range) -> None:
+        """Messages are needed no more. Frees each block and page that has no others left."""
+        first, end = run
+        tail = self._tail
+        assert first < end <= tail.end
+        freed = 0
+        if first < tail.first:
+            freed = self._drop_sealed(first, min(end, tail.first))
+            first = max(first, tail.first)
+        if first < end:
+            before = tail.resident_bytes
+            freed += tail.drop(first, end)
+            self.tally.resident_bytes += tail.resident_bytes - before
+            if not tail.live:
+                # Else a queue that is always drained would fill pages with nothing.
+                self.tally.resident_bytes -= tail.resident_bytes
+                self._tail = Page(tail.end)
+        if freed:
+            self.bytes -= freed
+            self.tally.bytes -= freed
+            self._recent = None  # It may be among what was freed, and would stay.
+
+    def _drop_sealed(self, first: int, end: int) -> int:
+        sealed = self._sealed
+        freed = 0
+        lowest = next(sealed.irange(None, first, reverse=True))
+        for at in list(sealed.irange(lowest, end, (True, False))):
+            page = sealed[at]
+            if first <= at and page.end <= end:
+                freed += page.bytes  # All of it, so nobody has to look inside.
+                self._gone(at, page)
+            else:
+                assert first < page.end, "dropped twice"
+                resident = None if isinstance(page, Away) else page.resident_bytes
+                freed += page.drop(max(first, at), min(end, page.end))
+                if not page.live:
+                    self._gone(at, page, resident)
+                elif not isinstance(page, Away):
+                    self.tally.resident_bytes += page.resident_bytes - (resident or 0)
+                elif page.sparse(at):
+                    self._keeper.thinned(self, at)
+        return freed
+
+    def _gone(self, first: int, page: Entry, resident: int | None = None) -> None:
+        del self._sealed[first]
+        if self.lost:
+            self.lost.discard(Range(first, page.end))
+        if isinstance(page, Away):
+            self.tally.disk_bytes -= page.bytes
+        else:
+            self._resident.remove(first)
+            self.tally.resident_bytes -= page.resident_bytes if resident is None else resident
+        self._keeper.dropped(self, page, first)
+
+    def close(self) -> None:
+        """The part is no more."""
+        tally = self.tally
+        tally.bytes -= self.bytes
+        tally.resident_bytes -= self.resident_bytes
+        tally.disk_bytes -= sum(p.bytes for p in self._sealed.values() if isinstance(p, Away))
+        self._sealed, self._resident, self._tail = _NO_PAGES, _NONE_RESIDENT, Page(self.end)
+        self.bytes = 0
+        self._recent = None
+        self._keeper.closed(self)
+
+    # Reading
+
+    def resident_end(self, offset: int, enough: int) -> int:
+        """Up to where what follows `offset` can be read now: `offset` itself if it is away.
+
+        For a consumer's cursor: what is away is fetched, and what comes after it, too. It is
+        not looked beyond `enough`. `O(log pages)`, and the pages up to there.
+        """
+        tail = self._tail
+        if offset >= tail.first:
+            return tail.end
+        at = self._page_of(offset)
+        page = self._sealed[at]
+        away = isinstance(page, Away)
+        if at != self._reading:
+            if away:
+                self.tally.misses += 1
+            elif isinstance(page, Loaded):
+                self.tally.hits += 1
+            self._reading = at
+            self._want_ahead(at)
+        elif away:
+            self._want_ahead(at)
+        if away:
+            return offset
+        end = page.end
+        while end < enough and not isinstance(self._sealed.get(end), Away):
+            end = tail.end if end == tail.first else self._sealed[end].end
+        return end
+
+    def _want_ahead(self, at: int) -> None:
+        sealed = self._sealed
+        rank = sealed.bisect_left(at)
+        for first in sealed.keys()[rank : rank + 1 + self._ahead]:
+            if isinstance(sealed[first], Away):
+                self._keeper.want(self, first)
 
     def batch_at(self, offset: int) -> tuple[Batch, int]:
         """The batch with this message, and the batch's first offset. `O(log pages)`.
 
-        The message must not have been dropped.
+        The message must be in memory, and must not have been dropped.
         """
         if self._recent is not None and self._recent_first <= offset < self._recent_end:
             return self._recent, self._recent_first
-        page = self._tail
-        if offset < page.first:
-            at = next(self._sealed.irange(None, offset, reverse=True), None)
-            assert at is not None, "no page has that message"
+        page: Entry = self._tail
+        if offset < self._tail.first:
+            at = self._page_of(offset)
             page = self._sealed[at]
-        assert page.first <= offset < page.end, "no page has that message"
+            assert at <= offset < page.end, "no page has that message"
+        assert not isinstance(page, Away), "the page is not in memory"
         batch, first = page.find(offset)
         self._recent, self._recent_first, self._recent_end = batch, first, first + batch.count
         return batch, first
@@ -350,50 +368,120 @@ class Pages:
             offset += count
         return run
 
-    def drop(self, run: Range) -> None:
-        """Messages are needed no more. Frees each block and page that has no others left."""
-        first, end = run
-        tail = self._tail
-        assert first < end <= tail.end
-        freed = 0
-        if first < tail.first:
-            freed = self._drop_sealed(first, min(end, tail.first))
-            first = max(first, tail.first)
-        if first < end:
-            freed += tail.drop(first, end)
-            if not tail.live:
-                # Else a queue that is always drained would fill pages with nothing.
-                self._tail = Page(tail.end)
-        if freed:
-            self.bytes -= freed
-            self._recent = None  # It may be among what was freed, and would stay.
+    # What the keeper does
 
-    def _drop_sealed(self, first: int, end: int) -> int:
-        sealed = self._sealed
-        freed = 0
-        lowest = next(sealed.irange(None, first, reverse=True))
-        for page in [sealed[at] for at in sealed.irange(lowest, end, (True, False))]:
-            if first <= page.first and page.end <= end:
-                freed += page.bytes  # All of it, so nobody has to look inside.
-                del sealed[page.first]
-            else:
-                assert first < page.end, "dropped twice"
-                freed += page.drop(max(first, page.first), min(end, page.end))
-                if not page.live:
-                    del sealed[page.first]
-        return freed
+    def sealed(self, first: int) -> Entry | None:
+        """The sealed page that begins there, if it is still needed."""
+        return self._sealed.get(first)
+
+    def page_with(self, offset: int) -> tuple[int, Entry] | None:
+        """The sealed page with this message, and where it begins. None: it is in the tail."""
+        if offset >= self._tail.first:
+            return None
+        at = self._page_of(offset)
+        return at, self._sealed[at]
+
+    def distance(self, first: int) -> int:
+        """How many pages the one that begins at `first` is away from the nearest cursor."""
+        rank = self._sealed.bisect_left(first)
+        return min(abs(rank - self._rank(at)) for at in self._cursors())
+
+    def farthest(self, busy: frozenset[int] | set[int]) -> tuple[int, int] | None:
+        """(distance, first offset) of the page in memory that is farthest from any cursor.
+
+        Distances are counted in pages. None of `busy` is named. `O(log pages + busy)`.
+        """
+        resident = self._resident
+        if len(resident) <= len(busy):
+            return None
+        found = [(self.distance(at), at) for at in self._candidates(busy)]
+        return max(found, default=None)
+
+    def _candidates(self, busy: frozenset[int] | set[int]) -> Iterator[int]:
+        """From both ends, and from the middle between the two cursors."""
+        resident = self._resident
+        for walk in (reversed(resident), iter(resident)):
+            found = next((at for at in walk if at not in busy), None)
+            if found is not None:
+                yield found
+        cursors = self._cursors()
+        if len(cursors) == 2:
+            middle = (cursors[0] + cursors[1]) // 2
+            near = resident.irange(None, middle, reverse=True)
+            found = next((at for at in near if at not in busy), None)
+            if found is not None:
+                yield found
+
+    def let_go(self, first: int, version: int) -> None:
+        """A page lies in its file of this version: it is not needed in memory."""
+        page = self._sealed[first]
+        assert not isinstance(page, Away)
+        self._resident.remove(first)
+        self._sealed[first] = Away(page.end, page.live, page.bytes, version)
+        self.tally.resident_bytes -= page.resident_bytes
+        self.tally.disk_bytes += page.bytes
+        self._recent = None
+
+    def take_in(self, first: int, image: PageImage) -> None:
+        """A page that was away has been read."""
+        away = self._sealed[first]
+        assert isinstance(away, Away)
+        page = Loaded(image, live=away.live, bytes_=away.bytes, version=away.version)
+        assert (page.first, page.end) == (first, away.end)
+        self._sealed[first] = page
+        self._resident.add(first)
+        self.tally.disk_bytes -= page.bytes
+        self.tally.resident_bytes += page.resident_bytes
+
+    def put(self, first: int, page: Page) -> None:
+        """The same messages in another page: packed anew, or had again from another copy."""
+        old = self._sealed[first]
+        assert (page.live, page.end) == (old.live, old.end)
+        if self.lost:
+            self.lost.discard(Range(first, page.end))
+        if isinstance(old, Away):
+            self._resident.add(first)
+            self.tally.disk_bytes -= old.bytes
+        else:
+            self.tally.resident_bytes -= old.resident_bytes
+        self._sealed[first] = page
+        freed = old.bytes - page.bytes
+        self.bytes -= freed
+        self.tally.bytes -= freed
+        self.tally.resident_bytes += page.resident_bytes
+        self._recent = None
 
     def check(self, live: Ranges) -> None:
         """Verify every invariant against the offsets that must be here; `O(batches)`."""
-        pages = [*self._sealed.values(), self._tail]
+        pages = [*self._sealed.items(), (self._tail.first, self._tail)]
         at = 0
-        for page in pages:
-            assert at <= page.first <= page.end, "pages overlap"
+        for first, page in pages:
+            assert at <= first <= page.end, "pages overlap"
             assert page.live or page is self._tail, "a page that nobody needs"
-            page.check(live)
+            assert sum(run.size for run in live.within(Range(first, page.end))) == page.live
+            if not isinstance(page, Away):
+                assert page.first == first
+                page.check(live)
             at = page.end
-        for first, page in self._sealed.items():
-            assert first == page.first
-        assert sum(page.live for page in pages) == live.count, "a message without a page"
-        assert sum(page.bytes for page in pages) == self.bytes
+        assert sum(page.live for _, page in pages) == live.count, "a message without a page"
+        assert sum(page.bytes for _, page in pages) == self.bytes
         assert self._tail.bytes_taken < self._page_bytes
+        resident = [at for at, page in self._sealed.items() if not isinstance(page, Away)]
+        assert resident == list(self._resident)
+
+    def _page_of(self, offset: int) -> int:
+        at = next(self._sealed.irange(None, offset, reverse=True), None)
+        assert at is not None, "no page has that message"
+        return at
+
+    def _in_memory(self, first: int) -> int:
+        page = self._sealed[first]
+        assert not isinstance(page, Away)
+        return page.resident_bytes
+
+    def _cursors(self) -> list[int]:
+        found = self.reader.cursors() if self.reader is not None else (None, None)
+        return [at for at in found if at is not None] or [self.end]
+
+    def _rank(self, offset: int) -> int:
+        return max(0, self._sealed.bisect_right(offset) - 1)

@@ -89,6 +89,7 @@ class Part:
 
     def __init__(self, pages: Pages | None = None) -> None:
         self.pages = pages or Pages()
+        self.pages.reader = self
         self._live = Ranges()  # Everything not done with, wherever it is.
         self._fresh = Ranges()
         self._returned = Ranges()
@@ -102,6 +103,16 @@ class Part:
     def end(self) -> int:
         """The offset that the next message will have."""
         return self.pages.end
+
+    @property
+    def live(self) -> Ranges:
+        """All messages that are not done with. To be read only."""
+        return self._live
+
+    def cursors(self) -> tuple[int | None, int | None]:
+        """The next message that was returned, and the next fresh one."""
+        returned, fresh = self._returned.first, self._fresh.first
+        return returned and returned.first, fresh and fresh.first
 
     @property
     def ready(self) -> int:
@@ -136,17 +147,24 @@ class Part:
         return run
 
     def head(self, *, count_max: int, bytes_max: int) -> Range | None:
-        """The next run to hand out, or None if nothing waits.
+        """The next run to hand out, or None if nothing waits, or if it is not in memory yet.
 
         At most `count_max` messages with `bytes_max` bytes of bodies, but always one. All of
-        them are returned or all are fresh, and all are flagged or none is.
+        them are returned or all are fresh, and all are flagged or none is. What is lost is
+        passed over.
         """
         assert count_max > 0
         run = self._returned.first or self._fresh.first
+        if self.pages.lost and run is not None:
+            run = self._first_readable(self._returned) or self._first_readable(self._fresh)
         if run is None:
             return None
-        if run.end - run.first > count_max:
-            run = Range(run.first, run.first + count_max)
+        end = min(run.first + count_max, run.end)
+        end = min(end, self.pages.resident_end(run.first, end))
+        if end == run.first:
+            return None
+        if run.end > end:
+            run = Range(run.first, end)
         if self._flagged:
             flagged = self._flagged.within(run)
             if flagged and flagged[0].first == run.first:
@@ -261,6 +279,13 @@ class Part:
         assert all(self._live.covers(run) for run in self._flagged), "a flag without a message"
         assert all(self._live.covers(run) for run, _ in self._attempts), "attempts at nothing"
         self.pages.check(self._live)
+
+    def _first_readable(self, place: Ranges) -> Range | None:
+        for run in place:
+            readable = self.pages.lost.gaps(run)
+            if readable:
+                return readable[0]
+        return None
 
     def _take(self, number: int, run: Range) -> list[Range]:
         assert run.end <= self.end  # Admission refused anything else.

@@ -22,7 +22,7 @@ def deliver_payloads(office: PostOffice, planned: Planned) -> Iterator[tuple[bat
     part = office.part(planned.part)
     first = planned.first
     flags = hot.REDELIVERED if planned.redelivered else 0
-    for source, index, count in part.pages.pieces(Range(first, first + planned.count)):
+    for source, index, count in planned.pieces:
         yield hot.deliver(
             number=planned.number,
             first=first,

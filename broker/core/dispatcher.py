@@ -44,8 +44,8 @@ import msgspec
 
 from broker.core.ops import Attach, Deliver, PostOfficeOp
 from broker.core.post_office import Holder, PostOffice
+from paging.pages import Piece
 from paging.part import Part
-from paging.ranges import Range
 
 RUN_MESSAGES_MAX: Final = 64
 """Of one turn in the robin, if other legs have credit too."""
@@ -73,6 +73,8 @@ class Planned(msgspec.Struct, frozen=True, gc=False):
     first: int
     count: int
     redelivered: bool
+    pieces: tuple[Piece, ...]
+    """The messages themselves: their page may leave memory before they are handed out."""
 
 
 class _Leg:
@@ -140,6 +142,8 @@ class Dispatcher:
         # Sets in the order of insertion.
         self._busy: OrderedDict[_Queue, None] = OrderedDict()  # Perhaps a run to plan.
         self._hungry: OrderedDict[_Queue, None] = OrderedDict()  # Perhaps somebody to tell.
+        # Somebody has credit, and the messages are not in memory yet.
+        self._away: dict[_Queue, None] = {}
         # When more are told. Each is set to the same time ahead, so the first ends first.
         self._waiting: OrderedDict[_Queue, float] = OrderedDict()
 
@@ -171,6 +175,7 @@ class Dispatcher:
         self._busy.pop(queue, None)
         self._hungry.pop(queue, None)
         self._waiting.pop(queue, None)
+        self._away.pop(queue, None)
 
     def credit(self, leg: int, messages: int, bytes_: int) -> None:
         """The client allows so much in all since the channel opened."""
@@ -217,7 +222,7 @@ class Dispatcher:
     # Work
 
     def touched(self, queue_id: int) -> None:
-        """Messages of this queue may wait that did not before."""
+        """Messages of this queue may wait, or be in memory, that did not before."""
         queue = self._queues.get(queue_id)
         if queue is not None:
             self._mark(queue)
@@ -233,7 +238,11 @@ class Dispatcher:
             number = office.part_of(queue.id)
             part = None if number is None else office.part(number)
             if number is not None and part is not None and part.ready and queue.robin:
-                pieces += self._plan_run(queue, number, part, append, planned)
+                cost = self._plan_run(queue, number, part, append, planned)
+                if not cost:
+                    self._away[queue] = None
+                    continue
+                pieces += cost
                 if part.ready and queue.robin:
                     self._busy[queue] = None
                     continue
@@ -248,7 +257,7 @@ class Dispatcher:
         append: Callable[[PostOfficeOp], object],
         planned: list[Planned],
     ) -> int:
-        """Plan a run for the leg whose turn it is. Returns what it cost."""
+        """Plan a run for the leg whose turn it is. Returns what it cost; 0: it is not in memory."""
         office = self._office
         leg = next(iter(queue.robin.values()))
         alone = len(queue.robin) == 1
@@ -256,7 +265,8 @@ class Dispatcher:
         bytes_left = leg.bytes_allowed - leg.bytes_used
         bytes_max = min(bytes_left, ALONE_BYTES_MAX if alone else RUN_BYTES_MAX)
         run = part.head(count_max=count_max, bytes_max=bytes_max)
-        assert run is not None
+        if run is None:
+            return 0
         consumer_number = office.consumer_number(part_number, leg.holder)
         if consumer_number is None:
             consumer_number = office.next_consumer
@@ -264,8 +274,11 @@ class Dispatcher:
         number, count = office.next_delivery, run.size
         append(Deliver(part_number, run.first, count, consumer_number, number))
         redelivered = bool(part.flagged(run))  # A head is flagged as a whole, or not at all.
-        planned.append(Planned(leg.number, part_number, number, run.first, count, redelivered))
-        bodies_len, batches = _bodies(part, run)
+        pieces = tuple(part.pages.pieces(run))
+        planned.append(
+            Planned(leg.number, part_number, number, run.first, count, redelivered, pieces)
+        )
+        bodies_len = sum(batch.end_of(at + n - 1) - batch.end_of(at - 1) for batch, at, n in pieces)
         leg.messages_used += count
         leg.bytes_used += bodies_len
         queue.robin.move_to_end(leg.number)
@@ -273,7 +286,7 @@ class Dispatcher:
             leg.move(queue.idle)
         elif self._messages_left(leg) <= 0:
             leg.move(queue.full)
-        return 1 + batches
+        return 1 + len(pieces)
 
     def ready_legs(self, now: float) -> list[int]:
         """Who is to be told READY now. Called after `plan`, and when `next_deadline` has come."""
@@ -309,7 +322,8 @@ class Dispatcher:
                 assert (self._messages_left(leg) > 0) == (leg.place is queue.robin)
             assert not any(self._has_credit(leg) for leg in queue.idle.values())
             if self._ready(queue):
-                assert not queue.robin or queue in self._busy, "work is forgotten"
+                known = queue in self._busy or queue in self._away
+                assert not queue.robin or known, "work is forgotten"
                 asks = not queue.robin and bool(queue.idle)
                 assert not asks or queue in self._hungry or queue in self._waiting
         assert placed == self._legs
@@ -331,6 +345,7 @@ class Dispatcher:
             self._waiting[queue] = now + READY_AGAIN_S
 
     def _mark(self, queue: _Queue) -> None:
+        self._away.pop(queue, None)
         if queue.robin:
             self._busy[queue] = None
         self._hungry[queue] = None
@@ -348,12 +363,3 @@ class Dispatcher:
         if self._unacked_max is not None:
             allowed = min(allowed, leg.messages_settled + self._unacked_max)
         return allowed - leg.messages_used
-
-
-def _bodies(part: Part, run: Range) -> tuple[int, int]:
-    """Bytes of the bodies of a run, and through how many batches it goes."""
-    bodies_len = batches = 0
-    for batch, index, count in part.pages.pieces(run):
-        bodies_len += batch.end_of(index + count - 1) - batch.end_of(index - 1)
-        batches += 1
-    return bodies_len, batches

@@ -23,6 +23,11 @@ def delivered(planned: list[Planned], leg: int) -> int:
     return sum(p.count for p in planned if p.leg == leg)
 
 
+def facts(planned: list[Planned]) -> list[tuple[int, int, int, int, int, bool]]:
+    """Leg, part, delivery number, first, count and flag of each, without the messages."""
+    return [(p.leg, p.part, p.number, p.first, p.count, p.redelivered) for p in planned]
+
+
 def test_I40_a_published_message_is_planned_in_the_same_turn() -> None:
     # Given a leg with credit
     office = Office()
@@ -33,7 +38,7 @@ def test_I40_a_published_message_is_planned_in_the_same_turn() -> None:
     planned = office.plan()
 
     # Then their delivery is an op of the same turn, right behind the attachment
-    assert planned == [Planned(7, 1, 1, 0, 2, False)]
+    assert facts(planned) == [(7, 1, 1, 0, 2, False)]
     assert office.log[-2:] == [Attach(1, 1, *holder(7), False), Deliver(1, 0, 2, 1, 1)]
     assert office.state.in_flight_of(1, holder(7))[0][0] == 1
 
@@ -247,7 +252,7 @@ def test_I51_returned_messages_come_first_and_apart_from_fresh_ones() -> None:
     office.dispatcher.credit(1, 100, PLENTY)
 
     # Then the returned one is a delivery of its own, and says what it is
-    assert office.plan() == [Planned(1, 1, 2, 1, 1, True), Planned(1, 1, 3, 2, 3, False)]
+    assert facts(office.plan()) == [(1, 1, 2, 1, 1, True), (1, 1, 3, 2, 3, False)]
 
 
 def test_credit_that_was_called_back_is_what_was_planned() -> None:

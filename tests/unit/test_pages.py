@@ -7,7 +7,8 @@ from array import array
 
 import pytest
 
-from paging.pages import BLOCK_BYTES, SMALL_BYTES, Pages
+from paging.page import BLOCK_BYTES, SMALL_BYTES
+from paging.pages import Pages
 from paging.ranges import Range, Ranges
 from tanist.wire.batch import Batch, seal
 

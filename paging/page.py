@@ -1,0 +1,331 @@
+"""A page: consecutive batches, as they came or as they were read from a file.
+
+Theory of operation
+-------------------
+A *block* holds one large batch, or many small ones; it is what is freed as a whole when the
+last of its messages is dropped. A *page* holds consecutive blocks and is sealed when it is
+full. Where a sealed page is, is one of three things:
+
+    Page      in memory, built from batches
+    Loaded    in memory, read from its file, in one piece that is freed as a whole
+    Away      in its file only
+
+Nothing is kept per message but the batch's own table. A batch of its own costs some 250
+bytes as Python objects, which is nothing beside 60 KB and far too much beside 100 bytes:
+small batches are therefore packed into one bytes object as soon as 64 KiB of them have
+come together, with 4 bytes for each (where it starts, and its first offset, both counted
+from the block's start), and made into a `Batch` again when somebody asks.
+
+Rules
+-----
+1. How a node cuts its pages and blocks is its own affair. Nothing here may reach the
+   replicated state or its digest.
+2. A page keeps its file, if it has one, until its last message is dropped: letting go of a
+   page that was read costs nothing.
+3. What is `Away` is a few numbers: there may be a million of them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from typing import Final
+
+import msgspec
+
+from paging.pagefile import BlockImage, PageImage
+from paging.ranges import Range, Ranges
+from tanist.wire.batch import Batch
+
+SMALL_BYTES: Final = 8 << 10
+"""A batch below this shares a block. Above it, objects of its own are 3 % of it at most."""
+
+BLOCK_BYTES: Final = 1 << 16
+"""The most that small batches share. Both offsets inside a block fit 16 bits then."""
+
+SPARSE: Final = 0.25
+"""A page with a smaller share of its messages left is packed anew before it is written."""
+
+# What the objects take up beside the bytes themselves, on CPython 3.11.
+_LOOSE_OVERHEAD: Final = 240  # A `Batch`, its numbers, and the header of its bytes object.
+_LONE_OVERHEAD: Final = _LOOSE_OVERHEAD + 80
+_SHARED_OVERHEAD: Final = 260
+_PACKED_OVERHEAD: Final = 4
+_LOADED_OVERHEAD: Final = 600
+
+
+class _Lone:
+    """A block of one large batch, as it came."""
+
+    __slots__ = ("batch", "first", "live")
+
+    def __init__(self, batch: Batch, first: int) -> None:
+        self.batch = batch
+        self.first = first
+        self.live = batch.count
+
+    @property
+    def bytes(self) -> int:
+        return self.batch.size
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.batch.size + _LONE_OVERHEAD
+
+    def find(self, offset: int) -> tuple[Batch, int]:
+        return self.batch, self.first
+
+    def image(self) -> BlockImage:
+        batch = self.batch
+        data: bytes | memoryview = batch.data
+        if batch.size < len(data):
+            data = memoryview(data)[batch.start : batch.start + batch.size]
+        return BlockImage(self.first, data, None)
+
+
+class _Shared:
+    """A block of small batches: loose while it fills, packed from then on."""
+
+    __slots__ = ("_loose", "_packed", "_places", "bytes", "first", "live")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.live = 0
+        self.bytes = 0
+        self._loose: list[Batch] | None = []
+        self._packed = b""
+        # For each batch, in the upper 16 bits its first offset, counted from `first`; in the
+        # lower ones where it starts in `_packed`. One array, since each costs 80 bytes.
+        self._places = array("I")
+
+    @property
+    def resident_bytes(self) -> int:
+        each = _PACKED_OVERHEAD if self._loose is None else _LOOSE_OVERHEAD
+        return self.bytes + _SHARED_OVERHEAD + each * len(self._places)
+
+    def takes(self, batch: Batch, first: int) -> bool:
+        """A message takes 32 bytes at least; but a page that is packed anew has gaps."""
+        return self.bytes + batch.size <= BLOCK_BYTES and first - self.first <= 0xFFFF
+
+    def append(self, batch: Batch, first: int) -> None:
+        assert self._loose is not None, "packed already"
+        self._loose.append(batch)
+        self._places.append(first - self.first << 16 | self.bytes)
+        self.live += batch.count
+        self.bytes += batch.size
+
+    def pack(self) -> None:
+        """Nothing more comes: give up the objects, keep the bytes."""
+        assert self._loose is not None, "packed already"
+        self._packed = b"".join([b.data[b.start : b.start + b.size] for b in self._loose])
+        self._loose = None
+        self._places = self._places[:]  # Without the room to grow.
+
+    def find(self, offset: int) -> tuple[Batch, int]:
+        at = bisect_right(self._places, offset - self.first << 16 | 0xFFFF) - 1
+        place = self._places[at]
+        if self._loose is None:
+            batch = Batch.trusted(self._packed, place & 0xFFFF)
+        else:
+            batch = self._loose[at]
+        return batch, self.first + (place >> 16)
+
+    def image(self) -> BlockImage:
+        assert self._loose is None, "only a sealed page is written"
+        return BlockImage(self.first, self._packed, self._places)
+
+
+class Page:
+    """Consecutive batches, open or sealed. It knows which blocks are needed, not by whom."""
+
+    __slots__ = (
+        "_blocks",
+        "_filling",
+        "_firsts",
+        "bytes",
+        "bytes_taken",
+        "end",
+        "first",
+        "live",
+        "resident_bytes",
+        "version",
+    )
+
+    def __init__(self, first: int) -> None:
+        self.first = self.end = first
+        self.live = 0
+        """How many of its messages are not dropped."""
+        self.bytes = 0
+        """Batches in blocks that are not freed."""
+        self.resident_bytes = 0
+        """What they take up in memory, objects included."""
+        self.bytes_taken = 0
+        """Batches that it ever took in: by this it is sealed."""
+        self.version = 0
+        """Of the file that it was written to; 0: none."""
+        self._blocks: list[_Lone | _Shared | None] = []  # None: freed.
+        self._firsts = array("Q")  # Of each block, freed or not.
+        self._filling: _Shared | None = None  # The last block, if more goes in.
+
+    @property
+    def sparse(self) -> bool:
+        return self.live < SPARSE * (self.end - self.first)
+
+    def append(self, batch: Batch) -> None:
+        first, size = self.end, batch.size
+        if size >= SMALL_BYTES:
+            self.seal()
+            lone = _Lone(batch, first)
+            self._blocks.append(lone)
+            self._firsts.append(first)
+            self.resident_bytes += lone.resident_bytes
+        else:
+            block = self._filling
+            if block is None or not block.takes(batch, first):
+                self.seal()
+                block = self._filling = _Shared(first)
+                self._blocks.append(block)
+                self._firsts.append(first)
+                self.resident_bytes += block.resident_bytes
+            block.append(batch, first)
+            self.resident_bytes += size + _LOOSE_OVERHEAD
+        self.end = first + batch.count
+        self.live += batch.count
+        self.bytes += size
+        self.bytes_taken += size
+
+    def seal(self) -> None:
+        """Nothing more goes into the last block. Of a whole page that is the end of it."""
+        block = self._filling
+        if block is not None:
+            self._filling = None
+            self.resident_bytes -= block.resident_bytes
+            block.pack()
+            self.resident_bytes += block.resident_bytes
+
+    def find(self, offset: int) -> tuple[Batch, int]:
+        """The batch with a message that is not dropped, and the batch's first offset."""
+        block = self._blocks[bisect_right(self._firsts, offset) - 1]
+        assert block is not None, "a dropped message was asked for"
+        return block.find(offset)
+
+    def drop(self, first: int, end: int) -> int:
+        """Messages of this page are needed no more. Returns the bytes that were freed."""
+        firsts, blocks = self._firsts, self._blocks
+        self.live -= end - first
+        freed = 0
+        at = bisect_right(firsts, first) - 1
+        while first < end:
+            block = blocks[at]
+            assert block is not None, "dropped twice"
+            at += 1
+            block_end = firsts[at] if at < len(firsts) else self.end
+            block.live -= min(end, block_end) - first
+            assert block.live >= 0, "dropped twice"
+            if not block.live:
+                blocks[at - 1] = None
+                if block is self._filling:
+                    self._filling = None
+                freed += block.bytes
+                self.resident_bytes -= block.resident_bytes
+            first = block_end
+        self.bytes -= freed
+        return freed
+
+    def images(self) -> list[BlockImage]:
+        """The blocks that are needed, to be written. Nothing is copied."""
+        return [block.image() for block in self._blocks if block is not None]
+
+    def check(self, live: Ranges) -> None:
+        """Verify every invariant against the offsets that must be here; `O(batches)`."""
+        assert len(self._blocks) == len(self._firsts)
+        held = [block for block in self._blocks if block is not None]
+        assert sum(block.live for block in held) == self.live
+        assert sum(block.bytes for block in held) == self.bytes
+        assert sum(block.resident_bytes for block in held) == self.resident_bytes
+        assert self._filling is None or self._filling is self._blocks[-1]
+        ends = [*self._firsts, self.end][1:]
+        for first, end, block in zip(self._firsts, ends, self._blocks, strict=True):
+            needed = live.within(Range(first, end))
+            assert sum(run.size for run in needed) == (block.live if block is not None else 0)
+            for run in needed:
+                assert block is not None
+                _check_run(block, run)
+
+
+class Loaded:
+    """A page as it was read from its file."""
+
+    __slots__ = ("bytes", "end", "first", "image", "live", "version")
+
+    def __init__(self, image: PageImage, *, live: int, bytes_: int, version: int) -> None:
+        self.image = image
+        self.first, self.end = image.first, image.end
+        self.live = live
+        self.bytes = bytes_
+        """As long as it lives, what it was when it was written: nothing is freed in part."""
+        self.version = version
+
+    @property
+    def resident_bytes(self) -> int:
+        return len(self.image.data) + _LOADED_OVERHEAD
+
+    def find(self, offset: int) -> tuple[Batch, int]:
+        """The batch with a message that is not dropped, and the batch's first offset."""
+        return self.image.find(offset)
+
+    def drop(self, first: int, end: int) -> int:
+        """Messages of this page are needed no more. Returns the bytes that were freed."""
+        self.live -= end - first
+        assert self.live >= 0, "dropped twice"
+        return 0 if self.live else self.bytes
+
+    def check(self, live: Ranges) -> None:
+        """Verify that each message that must be here is; `O(batches)`."""
+        needed = live.within(Range(self.first, self.end))
+        assert sum(run.size for run in needed) == self.live
+        for run in needed:
+            _check_run(self, run)
+
+
+class Away(msgspec.Struct, gc=False):
+    """A page that is in its file only. Its first offset is where it stands in the index."""
+
+    end: int
+    live: int
+    bytes: int
+    version: int
+
+    def sparse(self, first: int) -> bool:
+        return self.live < SPARSE * (self.end - first)
+
+    def drop(self, first: int, end: int) -> int:
+        """Messages of this page are needed no more. Returns the bytes that were freed."""
+        self.live -= end - first
+        assert self.live >= 0, "dropped twice"
+        return 0 if self.live else self.bytes
+
+
+def packed_anew(page: Page | Loaded, live: Ranges) -> Page:
+    """The messages of a page that are left, without the room of those that are not."""
+    fresh = Page(page.first)
+    for run in live.within(Range(page.first, page.end)):
+        offset = run.first
+        while offset < run.end:
+            batch, first = page.find(offset)
+            index = offset - first
+            count = min(batch.count - index, run.end - offset)
+            fresh.end = offset
+            fresh.append(Batch.trusted(batch.slice(index, count)))
+            offset += count
+    fresh.seal()
+    fresh.end = page.end
+    return fresh
+
+
+def _check_run(block: _Lone | _Shared | Loaded, run: Range) -> None:
+    offset = run.first
+    while offset < run.end:
+        batch, first = block.find(offset)
+        assert first <= offset < first + batch.count, "a message is not where it is looked for"
+        offset = first + batch.count

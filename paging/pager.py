@@ -1,0 +1,575 @@
+"""The pager of a node: which pages are in memory, of all parts that it has a copy of.
+
+Theory of operation
+-------------------
+Pages fill a part from its tail, and consumers take them from its head. What lies between goes
+to files as soon as all pages together take up more than their room, and comes back before a
+cursor arrives. The pager decides; it hands out `Job`s and is told what became of them, so it
+knows neither files nor threads, and never waits.
+
+    over its room:  the page farthest from any cursor  ── has a file ──▶ let go of
+                                                       └─ none ──▶ WritePage ──▶ let go of
+    a cursor came:  that page, and those that follow it within the window ──▶ ReadPage
+
+A page that is being written is still in memory, and read there. If it is needed no more by
+the time it is written, its file is removed again.
+
+Small things
+------------
+- A tail is sealed before it is full if memory is short, or if nothing was added to it for
+  a while: the batches in it take up less room then, and it can be written.
+- A page of which less than a quarter is needed is packed anew before it is written; one that
+  is away already is read for it when such pages make up half of all files, or when the disk is
+  full. So one message that nobody acknowledges cannot keep a page's room for ever.
+
+When the disk does not do what it should
+----------------------------------------
+- A page that cannot be written stays in memory, and is tried again. Memory fills; then the
+  node gives publishers no credit. What is acknowledged meanwhile makes room in both.
+- A page that cannot be read is *damaged*. Whoever owns the pager asks other copies for its
+  messages and gives them back (`mended`), or says that nobody has them (`give_up`): then
+  readers pass over them until an operator has them skipped.
+
+Rules
+-----
+1. What is asked of the disk and not answered yet is bounded: `WRITES_MAX`, `READS_MAX`.
+2. No page is read if that would take memory beyond its room by more than the window; but
+   there is always one read, or a consumer might wait for ever.
+3. Whoever reads without consuming (`peek`) gets a copy of one block, and moves nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Final, NamedTuple, assert_never
+
+import msgspec
+
+from paging.disk import (
+    BlockRead,
+    Done,
+    Fault,
+    Job,
+    JobFailed,
+    PageRead,
+    ReadBlock,
+    ReadPage,
+    RemoveBook,
+    RemovePages,
+    WritePage,
+    Written,
+)
+from paging.page import Away, Loaded, Page, packed_anew
+from paging.pagefile import Book, PageKey
+from paging.pages import PAGE_BYTES, Entry, Pages, Tally
+from paging.ranges import Range
+from tanist.wire.batch import Batch
+
+AHEAD_BYTES: Final = 8 << 20
+"""Wanted in memory from a cursor on, per part."""
+WRITES_MAX: Final = 16
+"""Pages that are being written at once."""
+READS_MAX: Final = 16
+"""Pages, and blocks of them, that are being read at once."""
+ROOM_BYTES_MIN: Final = 8 << 20
+"""Pages may always take up so much, whatever else the budget is spent on."""
+BELOW: Final = 1 / 16
+"""Of their room: pages are let go of until they take up so much less than it."""
+RETRY_S: Final = 1.0
+"""After a failure of the disk, until it is tried again."""
+READ_TRIES: Final = 3
+"""A page is damaged after so many errors that may have been passing ones."""
+SWEEP_S: Final = 5.0
+"""A tail that did not change for so long is sealed."""
+TAIL_BYTES_MIN: Final = 4 << 10
+"""Below it a tail is not sealed for its age, since a page costs a few hundred bytes itself."""
+SHORT_TAIL_BYTES_MIN: Final = 64 << 10
+"""The same where memory is short."""
+SPARSE_BYTES_MIN: Final = 64 << 20
+"""Of sparse pages in files: below it none is packed anew unless the disk is full."""
+
+
+class PageDamaged(NamedTuple):
+    """A page cannot be read. `sentence` says why, for people."""
+
+    book: Book
+    first: int
+    end: int
+    sentence: str
+
+
+class DiskTrouble(NamedTuple):
+    """Pages cannot be written. Said once, until it is over."""
+
+    fault: Fault
+    sentence: str
+
+
+class DiskRecovered(NamedTuple):
+    """Pages can be written again."""
+
+
+News = PageDamaged | DiskTrouble | DiskRecovered
+
+
+class Peeked(NamedTuple):
+    """A batch for somebody who does not consume; None if it could not be read."""
+
+    token: int
+    found: tuple[Batch, int] | None
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Derived when they are asked for."""
+
+    pages: int
+    """Sealed ones, and tails that are not empty."""
+    pages_away: int
+    tails_bytes: int
+    writing: int
+    reading: int
+    wanted: int
+    damaged: int
+
+
+class _Read:
+    """A page that is being read, or that waits for it."""
+
+    __slots__ = ("tries",)
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+
+_Place = tuple[Pages, int]
+"""A sealed page, by its part's pages and its first offset."""
+
+
+class Pager:
+    """See the module docstring.
+
+    Args:
+        page_bytes: When a page is sealed.
+        ahead_bytes: Wanted in memory from a cursor on, per part.
+    """
+
+    def __init__(self, *, page_bytes: int = PAGE_BYTES, ahead_bytes: int = AHEAD_BYTES) -> None:
+        self._page_bytes = page_bytes
+        self._ahead = max(1, ahead_bytes // page_bytes)
+        self._books: dict[Pages, Book] = {}
+        self._tallies: dict[Tally, None] = {}
+        self._copies = count(1)
+        self._versions = count(1)
+        self._tokens = count(1)
+        self._holding: dict[Pages, None] = {}
+        """Who has sealed pages, perhaps in memory."""
+        self._writing: dict[PageKey, tuple[Pages, Page]] = {}
+        self._busy: dict[Pages, set[int]] = {}
+        """Pages that are being written, by their first offset."""
+        self._wanted: OrderedDict[_Place, _Read] = OrderedDict()
+        self._reading: dict[PageKey, tuple[_Place, _Read]] = {}
+        self._peeks: dict[int, tuple[Pages, int, PageKey]] = {}
+        self._sparse: dict[_Place, None] = {}
+        self._repacking: set[_Place] = set()
+        self._damaged: dict[_Place, str] = {}
+        self._removed: list[PageKey] = []
+        self._closed: list[Book] = []
+        self._arrived: dict[Pages, None] = {}
+        self._news: list[News] = []
+        self._peeked: list[Peeked] = []
+        self._write_at = 0.0
+        """Not before that; it is in the future after a failure only."""
+        self._read_at = 0.0
+        self._sweep_at = 0.0
+        self._ends_seen: dict[Pages, int] = {}
+        self.trouble: DiskTrouble | None = None
+
+    # Parts
+
+    def shelf(self, sid: int, gen: int) -> tuple[Tally, Callable[[int], Pages]]:
+        """For one copy of a stream: its sums, and what makes the pages of its parts."""
+        tally, copy = Tally(), next(self._copies)
+        self._tallies[tally] = None
+
+        def new_pages(part: int) -> Pages:
+            pages = Pages(page_bytes=self._page_bytes, ahead=self._ahead, keeper=self, tally=tally)
+            self._books[pages] = Book(sid, gen, part, copy)
+            return pages
+
+        return tally, new_pages
+
+    def retain(self, tallies: set[Tally]) -> None:
+        """All other copies are no more."""
+        gone = [tally for tally in self._tallies if tally not in tallies]
+        for tally in gone:
+            for pages in [pages for pages in self._books if pages.tally is tally]:
+                pages.close()
+            del self._tallies[tally]
+
+    def book_of(self, pages: Pages) -> Book:
+        return self._books[pages]
+
+    @property
+    def resident_bytes(self) -> int:
+        """What all pages take up in memory."""
+        return sum(tally.resident_bytes for tally in self._tallies)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Batches of pages that are in files only."""
+        return sum(tally.disk_bytes for tally in self._tallies)
+
+    def counts(self) -> Counts:
+        """`O(parts)`."""
+        return Counts(
+            pages=sum(pages.count for pages in self._books),
+            pages_away=sum(pages.away for pages in self._books),
+            tails_bytes=sum(pages.tail_bytes for pages in self._books),
+            writing=len(self._writing),
+            reading=len(self._reading) + len(self._peeks),
+            wanted=len(self._wanted),
+            damaged=len(self._damaged),
+        )
+
+    # The keeper of pages
+
+    def sealed(self, pages: Pages, page: Page) -> None:
+        self._holding[pages] = None
+
+    def dropped(self, pages: Pages, page: Entry, first: int) -> None:
+        self._forget((pages, first))
+        if page.version:
+            self._removed.append(PageKey(self._books[pages], first, page.version))
+
+    def thinned(self, pages: Pages, first: int) -> None:
+        self._sparse[pages, first] = None
+
+    def want(self, pages: Pages, first: int) -> None:
+        place = (pages, first)
+        if place not in self._wanted and place not in self._damaged:
+            if any(reading == place for reading, _ in self._reading.values()):
+                return
+            self._wanted[place] = _Read()
+
+    def closed(self, pages: Pages) -> None:
+        book = self._books.pop(pages)
+        self._closed.append(book)
+        self._holding.pop(pages, None)
+        self._busy.pop(pages, None)
+        self._arrived.pop(pages, None)
+        self._ends_seen.pop(pages, None)
+        for places in (self._wanted, self._sparse, self._damaged):
+            for place in [place for place in places if place[0] is pages]:
+                self._forget(place)
+
+    def _forget(self, place: _Place) -> None:
+        self._wanted.pop(place, None)
+        self._sparse.pop(place, None)
+        self._damaged.pop(place, None)
+        self._repacking.discard(place)
+
+    # A turn
+
+    def end_turn(self, now: float, room_bytes: int, jobs: list[Job]) -> None:
+        """Ask the disk for what this turn made necessary. `room_bytes`: of all pages."""
+        room = max(room_bytes, ROOM_BYTES_MIN)
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            self._sweep()
+        if self.resident_bytes > room:
+            self._make_room(now, room, jobs)
+        if self._sparse:
+            self._want_sparse()
+        if self._wanted and now >= self._read_at:
+            self._read(room, jobs)
+        jobs.extend(RemoveBook(book) for book in self._closed)
+        self._closed.clear()
+        if self._removed:
+            jobs.append(RemovePages(self._removed))
+            self._removed = []
+
+    def next_deadline(self) -> float | None:
+        """When to call `end_turn` again, if nothing happens before."""
+        deadlines = [self._sweep_at] if self._books else []
+        if self._write_at and self.trouble is not None:
+            deadlines.append(self._write_at)
+        if self._wanted and self._read_at:
+            deadlines.append(self._read_at)
+        return min(deadlines, default=None)
+
+    def _sweep(self) -> None:
+        """Seal the tails that are old."""
+        for pages in self._books:
+            end = pages.end
+            if pages.tail_bytes >= TAIL_BYTES_MIN and self._ends_seen.get(pages) == end:
+                pages.seal()
+            self._ends_seen[pages] = end
+
+    def _make_room(self, now: float, room: int, jobs: list[Job]) -> None:
+        resident = self.resident_bytes - sum(p.resident_bytes for _, p in self._writing.values())
+        target = int(room * (1 - BELOW))
+        if resident <= room:
+            return  # What is being written will do.
+        farthest = self._farthest()
+        if not farthest:
+            for pages in self._books:
+                if pages.tail_bytes >= SHORT_TAIL_BYTES_MIN:
+                    pages.seal()
+            farthest = self._farthest()
+        while farthest and resident > target:
+            _, _, first, pages = heappop(farthest)
+            page = pages.sealed(first)
+            assert page is not None
+            assert not isinstance(page, Away)
+            if page.version:
+                resident -= page.resident_bytes
+                pages.let_go(first, page.version)
+            elif now < self._write_at or len(self._writing) >= WRITES_MAX:
+                break
+            else:
+                assert isinstance(page, Page), "what was read has a file"
+                resident -= page.resident_bytes
+                self._write(pages, page, jobs)
+            self._push(farthest, pages)
+
+    def _farthest(self) -> list[tuple[int, int, int, Pages]]:
+        """A heap: of each part the page in memory that is farthest from its cursors."""
+        heap: list[tuple[int, int, int, Pages]] = []
+        for pages in list(self._holding):
+            if pages.count == 1:
+                del self._holding[pages]
+            else:
+                self._push(heap, pages)
+        heapify(heap)
+        return heap
+
+    def _push(self, heap: list[tuple[int, int, int, Pages]], pages: Pages) -> None:
+        found = pages.farthest(self._busy.get(pages, _NOBODY))
+        if found is not None:
+            distance, first = found
+            heappush(heap, (-distance, id(pages), first, pages))
+
+    def _write(self, pages: Pages, page: Page, jobs: list[Job]) -> None:
+        if page.sparse:
+            page = self._repack(pages, page)
+        key = PageKey(self._books[pages], page.first, next(self._versions))
+        self._writing[key] = (pages, page)
+        self._busy.setdefault(pages, set()).add(page.first)
+        jobs.append(WritePage(key, page.end, page.images()))
+
+    def _repack(self, pages: Pages, page: Page | Loaded) -> Page:
+        assert pages.reader is not None
+        fresh = packed_anew(page, pages.reader.live)
+        if page.version:
+            self._removed.append(PageKey(self._books[pages], page.first, page.version))
+        pages.put(page.first, fresh)
+        return fresh
+
+    def _want_sparse(self) -> None:
+        """Have pages read of which little is needed, so that they are packed anew."""
+        full = self.trouble is not None and self.trouble.fault is Fault.FULL
+        if len(self._repacking) >= 1:
+            return
+        if not full:
+            sparse = sum(page.bytes for page in map(_entry, self._sparse) if page is not None)
+            if sparse < max(SPARSE_BYTES_MIN, self.disk_bytes // 2):
+                return
+        place = next(iter(self._sparse))
+        del self._sparse[place]
+        if isinstance(_entry(place), Away):
+            self._repacking.add(place)
+            self.want(*place)
+
+    def _read(self, room: int, jobs: list[Job]) -> None:
+        free = room + self._ahead * self._page_bytes - self.resident_bytes
+        free -= sum(page.bytes for place, _ in self._reading.values() if (page := _entry(place)))
+        while self._wanted and len(self._reading) + len(self._peeks) < READS_MAX:
+            place = next(iter(self._wanted))
+            page = _entry(place)
+            if not isinstance(page, Away):
+                del self._wanted[place]
+                continue
+            free -= page.bytes
+            if free < 0 and self._reading:
+                return
+            read = self._wanted.pop(place)
+            key = PageKey(self._books[place[0]], place[1], page.version)
+            self._reading[key] = (place, read)
+            jobs.append(ReadPage(key))
+
+    # Readers that do not consume
+
+    def peek(self, pages: Pages, offset: int, jobs: list[Job]) -> Peeked | int:
+        """The batch with a message that is not done with, or a token for which it will come.
+
+        Nothing is let go of for it, and nothing stays in memory because of it. Nobody has more
+        than a few tokens at a time: see `can_peek`.
+        """
+        at = pages.page_with(offset)
+        if at is None or not isinstance(at[1], Away):
+            return Peeked(0, pages.batch_at(offset))
+        first, page = at
+        token = next(self._tokens)
+        key = PageKey(self._books[pages], first, page.version)
+        self._peeks[token] = (pages, offset, key)
+        jobs.append(ReadBlock(key, offset, token))
+        return token
+
+    @property
+    def can_peek(self) -> bool:
+        """Whether the disk has time for somebody who does not consume."""
+        return len(self._reading) + len(self._peeks) < READS_MAX // 2
+
+    def take_peeked(self) -> list[Peeked]:
+        peeked, self._peeked = self._peeked, []
+        return peeked
+
+    # Answers of the disk
+
+    def handle(self, done: Done, now: float) -> None:
+        match done:
+            case Written():
+                self._written(done)
+            case PageRead():
+                place, _ = self._reading.pop(done.key)
+                self._was_read(place, done)
+            case BlockRead():
+                _, offset, _ = self._peeks.pop(done.token)
+                self._peeked.append(Peeked(done.token, done.block.find(offset)))
+            case JobFailed():
+                self._failed(done, now)
+            case _:
+                assert_never(done)
+
+    def _written(self, done: Written) -> None:
+        pages, page = self._writing.pop(done.key)
+        if self.trouble is not None:
+            self.trouble = None
+            self._news.append(DiskRecovered())
+        busy = self._busy.get(pages)
+        if busy is None:
+            return  # The part is no more, and its files with it.
+        busy.discard(page.first)
+        if pages.sealed(page.first) is page:
+            page.version = done.key.version
+            if pages.distance(page.first) > self._ahead:
+                pages.let_go(page.first, page.version)
+        else:
+            self._removed.append(done.key)
+
+    def _was_read(self, place: _Place, done: PageRead) -> None:
+        pages, first = place
+        page = _entry(place) if pages in self._books else None
+        if not isinstance(page, Away) or page.version != done.key.version:
+            return  # It was needed no more.
+        pages.take_in(first, done.image)
+        self._holding[pages] = None
+        self._arrived[pages] = None
+        if place in self._repacking:
+            self._repacking.discard(place)
+            loaded = pages.sealed(first)
+            assert isinstance(loaded, Loaded)
+            self._repack(pages, loaded)
+
+    def _failed(self, failed: JobFailed, now: float) -> None:
+        match failed.job:
+            case WritePage(key=key):
+                pages, page = self._writing.pop(key)
+                self._busy.get(pages, set()).discard(page.first)
+                self._write_at = now + RETRY_S
+                if self.trouble is None:
+                    self._news.append(DiskTrouble(failed.fault, failed.sentence))
+                self.trouble = DiskTrouble(failed.fault, failed.sentence)
+            case ReadPage(key=key):
+                place, read = self._reading.pop(key)
+                read.tries += 1
+                self._repacking.discard(place)
+                if not isinstance(_entry(place), Away) or place[0] not in self._books:
+                    return
+                if failed.fault is Fault.BROKEN and read.tries < READ_TRIES:
+                    self._read_at = now + RETRY_S
+                    self._wanted[place] = read
+                else:
+                    self._damage(place, failed.sentence)
+            case ReadBlock(key=key, token=token):
+                pages, offset, _ = self._peeks.pop(token)
+                self._peeked.append(Peeked(token, None))
+                if failed.fault is not Fault.BROKEN and pages in self._books:
+                    found = pages.page_with(offset)
+                    if found is not None and found[1].version == key.version:
+                        self._damage((pages, found[0]), failed.sentence)
+            case _:
+                assert_never(failed.job)
+
+    def _damage(self, place: _Place, sentence: str) -> None:
+        page = _entry(place)
+        if place in self._damaged or page is None:
+            return
+        self._damaged[place] = sentence
+        book = self._books[place[0]]
+        self._news.append(PageDamaged(book, place[1], page.end, sentence))
+
+    # Damaged pages
+
+    def mended(self, pages: Pages, first: int, page: Page) -> None:
+        """All messages of a damaged page that are not done with, had from another copy."""
+        place = (pages, first)
+        if place not in self._damaged:
+            return  # It is needed no more.
+        old = pages.sealed(first)
+        assert isinstance(old, Away)
+        self._forget(place)
+        self._removed.append(PageKey(self._books[pages], first, old.version))
+        pages.put(first, page)
+        self._holding[pages] = None
+        self._arrived[pages] = None
+
+    def give_up(self, pages: Pages, first: int) -> None:
+        """No copy has what a damaged page had: readers pass over it."""
+        if (pages, first) in self._damaged:
+            page = pages.sealed(first)
+            assert page is not None
+            pages.lost.merge(Range(first, page.end))
+            self._arrived[pages] = None  # What comes after it can be handed out.
+
+    # For whoever owns it
+
+    def take_arrived(self) -> list[Book]:
+        """The parts of which a consumer can read more than before."""
+        arrived, self._arrived = self._arrived, {}
+        return [self._books[pages] for pages in arrived]
+
+    def take_news(self) -> list[News]:
+        news, self._news = self._news, []
+        return news
+
+    def check(self) -> None:
+        """Verify every invariant. For tests and simulation; `O(pages)`."""
+        for tally in self._tallies:
+            mine = [pages for pages in self._books if pages.tally is tally]
+            assert tally.bytes == sum(pages.bytes for pages in mine)
+            assert tally.resident_bytes == sum(pages.resident_bytes for pages in mine)
+        busy = {pages: firsts for pages, firsts in self._busy.items() if firsts}
+        writing: dict[Pages, set[int]] = {}
+        for pages, page in self._writing.values():
+            if pages in self._books:
+                writing.setdefault(pages, set()).add(page.first)
+        assert busy == writing
+        assert len(self._writing) <= WRITES_MAX
+        assert len(self._reading) <= READS_MAX
+        for place in (*self._wanted, *self._damaged, *self._sparse):
+            assert place[0] in self._books
+            assert _entry(place) is not None, "a page that is needed no more"
+        for pages in self._books:
+            assert pages.count == 1 + pages.away or pages in self._holding
+
+
+_NOBODY: Final[frozenset[int]] = frozenset()
+
+
+def _entry(place: _Place) -> Entry | None:
+    pages, first = place
+    return pages.sealed(first)
