@@ -33,8 +33,6 @@ ALWAYS = (
 )
 FOUND_SOON = {
     "delivered and confirmed before release": 10,
-    "a stale ack is answered well": 12,
-    "the grace runs on for a session that came back": 10,
     "what returns has no flag": 10,
     "shadows forget some acks": 4,
     "a client does not present what it holds": 10,
