@@ -41,7 +41,6 @@ Rules
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final, NamedTuple, assert_never
@@ -64,7 +63,7 @@ from paging.disk import (
 )
 from paging.page import Away, Loaded, Page, packed_anew
 from paging.pagefile import Book, PageKey
-from paging.pages import PAGE_BYTES, Entry, Pages, Tally
+from paging.pages import PAGE_BYTES, Entry, Pages, Shelf, Tally
 from paging.ranges import Range
 from tanist.wire.batch import Batch
 
@@ -189,8 +188,8 @@ class Pager:
 
     # Parts
 
-    def shelf(self, sid: int, gen: int) -> tuple[Tally, Callable[[int], Pages]]:
-        """For one copy of a stream: its sums, and what makes the pages of its parts."""
+    def shelf(self, sid: int, gen: int) -> Shelf:
+        """For one copy of a stream."""
         tally, copy = Tally(), next(self._copies)
         self._tallies[tally] = None
 
@@ -199,7 +198,7 @@ class Pager:
             self._books[pages] = Book(sid, gen, part, copy)
             return pages
 
-        return tally, new_pages
+        return Shelf(tally, new_pages)
 
     def retain(self, tallies: set[Tally]) -> None:
         """All other copies are no more."""

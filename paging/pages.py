@@ -23,7 +23,8 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from sortedcontainers import SortedDict, SortedList
@@ -58,6 +59,21 @@ class Tally:
         """Pages that had been away and were there again when the cursor arrived."""
         self.misses = 0
         """Pages for which a consumer waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Where one copy of a post office keeps its pages."""
+
+    tally: Tally
+    new_pages: Callable[[int], Pages]
+    """Makes those of one part, by its number."""
+
+    @staticmethod
+    def in_memory(*, page_bytes: int = PAGE_BYTES) -> Shelf:
+        """A shelf without a pager: all pages stay in memory."""
+        tally = Tally()
+        return Shelf(tally, lambda part: Pages(page_bytes=page_bytes, tally=tally))
 
 
 class Reader(Protocol):

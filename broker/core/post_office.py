@@ -54,7 +54,7 @@ from broker.core.ops import (
     Requeue,
     decode_post_office_op,
 )
-from paging.pages import Pages
+from paging.pages import Shelf
 from paging.part import Answer, Part, Purged
 from paging.ranges import Range
 from tanist.wire.control import PartStat, QueueInfo
@@ -120,23 +120,21 @@ class PostOffice:
     """One copy, on the owner or on a shadow. See the module docstring for the rules.
 
     Args:
-        new_pages: Makes the pages of a new part: this node's own affair.
+        shelf: Where the pages are kept: this node's own affair.
 
     Attributes:
         next_part: The number that the next `OpenPart` must give.
         next_consumer: The same of `Attach`.
         next_delivery: The same of `Deliver`.
-        bytes: Bytes of all batches that are kept, in memory or not.
     """
 
-    def __init__(self, sid: int, gen: int, *, new_pages: Callable[[], Pages] = Pages) -> None:
+    def __init__(self, sid: int, gen: int, *, shelf: Shelf | None = None) -> None:
         self.sid = sid
         self.gen = gen
         self.next_part = 1
         self.next_consumer = 1
         self.next_delivery = 1
-        self.bytes = 0
-        self._new_pages = new_pages
+        self.shelf = shelf or Shelf.in_memory()
         self._entries: dict[int, _Entry] = {}
         self._part_of: dict[int, int] = {}  # By queue id.
         # The one that was used last stands last.
@@ -159,7 +157,7 @@ class PostOffice:
         assert op.part == self.next_part
         assert op.queue.id not in self._part_of
         self.next_part += 1
-        self._entries[op.part] = _Entry(op.queue, Part(self._new_pages()))
+        self._entries[op.part] = _Entry(op.queue, Part(self.shelf.new_pages(op.part)))
         self._part_of[op.queue.id] = op.part
 
     def _publish(self, op: Publish) -> Range:
@@ -170,10 +168,7 @@ class PostOffice:
         assert op.base == part.end
         self._producers.move_to_end(op.producer)
         producer.next_n = op.batch.end_n
-        before = part.bytes
-        run = part.append(op.batch)
-        self.bytes += part.bytes - before
-        return run
+        return part.append(op.batch)
 
     def _deliver(self, op: Deliver) -> None:
         assert op.number == self.next_delivery
@@ -184,10 +179,7 @@ class PostOffice:
 
     def _ack(self, op: Ack) -> list[Answer]:
         part = self._entries[op.part].part
-        before = part.bytes
-        answers = [part.ack(number, Range(first, first + n)) for number, first, n in op.runs]
-        self.bytes += part.bytes - before
-        return answers
+        return [part.ack(number, Range(first, first + n)) for number, first, n in op.runs]
 
     def _requeue(self, op: Requeue) -> list[Answer]:
         part = self._entries[op.part].part
@@ -231,7 +223,7 @@ class PostOffice:
     def _drop_part(self, op: DropPart) -> None:
         entry = self._entries.pop(op.part)
         del self._part_of[entry.queue.id]
-        self.bytes -= entry.part.bytes
+        entry.part.pages.close()
         for number in entry.consumers:
             consumer = self._consumers.pop(number)
             holder = (consumer.session, consumer.consumer)
@@ -242,10 +234,7 @@ class PostOffice:
 
     def _purge(self, op: Purge) -> Purged:
         part = self._entries[op.part].part
-        before = part.bytes
-        purged = part.purge(op.through)
-        self.bytes += part.bytes - before
-        return purged
+        return part.purge(op.through)
 
     def digest(self) -> bytes:
         """16 bytes that are equal on all copies that applied the same ops. `O(state)`."""
@@ -266,7 +255,7 @@ class PostOffice:
     def check(self) -> None:
         """Verify every invariant. For tests and simulation; `O(state)`."""
         assert self._part_of == {e.queue.id: part for part, e in self._entries.items()}
-        assert self.bytes == sum(entry.part.bytes for entry in self._entries.values())
+        assert self.held_bytes == sum(entry.part.bytes for entry in self._entries.values())
         assert all(0 < part < self.next_part for part in self._entries)
         holders: dict[Holder, dict[int, int]] = {}
         for number, consumer in self._consumers.items():
@@ -300,6 +289,11 @@ class PostOffice:
         return result.dropped
 
     # Parts
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all batches that are kept, in memory or not."""
+        return self.shelf.tally.bytes
 
     def part_of(self, queue_id: int) -> int | None:
         """The number of the part of a queue, if it was ever used here."""

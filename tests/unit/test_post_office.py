@@ -8,7 +8,7 @@ import pytest
 
 from broker.core.ops import ExpireProducer, OpenPart, PostOfficeOp, Producer, Publish
 from broker.core.post_office import PostOffice, Standing
-from paging.pages import Pages
+from paging.pages import Shelf
 from paging.part import Answer
 from paging.ranges import Range
 from tanist.errors import RemoteProtocolError
@@ -18,7 +18,7 @@ from tests.unit.post_offices import PRODUCER, QUEUE, Office, batch_of, holder, q
 
 def replayed(ops: list[PostOfficeOp], *, page_bytes: int) -> PostOffice:
     """A shadow that got the same ops as records, and cuts its pages in its own way."""
-    shadow = PostOffice(1, 1, new_pages=lambda: Pages(page_bytes=page_bytes))
+    shadow = PostOffice(1, 1, shelf=Shelf.in_memory(page_bytes=page_bytes))
     for op in ops:
         record = b"".join(op.parts())
         shadow.apply(shadow.decode(op.kind, b"\0" * 6 + record, 6, 6 + len(record)))
@@ -80,7 +80,7 @@ def test_the_statistics_follow_each_message() -> None:
 
     # Then each is counted where it is
     assert (stat.ready, stat.in_flight, stat.consumers) == (1, 1, 1)
-    assert stat.bytes == office.state.bytes == office.state.bytes_of(1) > 0
+    assert stat.bytes == office.state.held_bytes == office.state.bytes_of(1) > 0
 
 
 def test_I64_a_producer_is_expected_to_go_on_where_it_stopped() -> None:
@@ -386,7 +386,7 @@ def test_a_dropped_part_goes_with_its_messages_and_consumers() -> None:
     assert office.state.part_of(QUEUE.id) is None
     assert office.state.holders() == [holder(1)]
     assert office.state.parts_of(holder(1)) == [2]
-    assert office.state.bytes == office.state.bytes_of(2)
+    assert office.state.held_bytes == office.state.bytes_of(2)
     office.state.check()
 
 
@@ -409,7 +409,7 @@ def test_the_bytes_of_all_parts_are_the_sum_of_each() -> None:
     office = Office()
     office.publish(b"x" * 20_000)
     office.publish(b"y" * 30_000, queue=queue_info(2))
-    before = office.state.bytes
+    before = office.state.held_bytes
 
     # When the first is done with
     number = office.deliver(0, 1, consumer=office.attach())
@@ -417,7 +417,7 @@ def test_the_bytes_of_all_parts_are_the_sum_of_each() -> None:
 
     # Then only the second counts
     assert before > 50_000
-    assert office.state.bytes == office.state.bytes_of(2) > 30_000
+    assert office.state.held_bytes == office.state.bytes_of(2) > 30_000
 
 
 def test_copies_with_other_pages_have_equal_digests() -> None:

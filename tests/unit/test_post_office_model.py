@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from broker.core.ops import ExpireProducer, Producer, Publish
 from broker.core.post_office import Holder, PostOffice
-from paging.pages import Pages
+from paging.pages import Shelf
 from paging.ranges import Range
 from tanist.wire.batch import Batch
 from tests.unit.post_offices import Office, batch_of, holder, queue_info
@@ -58,7 +58,7 @@ class World:
 
     office: Office = field(default_factory=Office)
     shadow: PostOffice = field(
-        default_factory=lambda: PostOffice(1, 1, new_pages=lambda: Pages(page_bytes=100))
+        default_factory=lambda: PostOffice(1, 1, shelf=Shelf.in_memory(page_bytes=100))
     )
     mailbox: dict[int, dict[int, Letter]] = field(default_factory=dict)
     """By queue number, by offset; what is done with is not there."""
