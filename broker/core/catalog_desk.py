@@ -13,7 +13,7 @@ import msgspec
 from broker.core.catalog import Catalog
 from broker.core.connection import Connection
 from broker.core.events import Effect
-from broker.core.handout import Handout, Released, Say
+from broker.core.handout import Handout, Released
 from broker.core.limits import Limits
 from broker.core.ops import Adopt, CatalogOp, DeclareQueue, DeleteQueue
 from replication.core.stream import Stream
@@ -29,7 +29,7 @@ class CatalogDesk:
         self.stream = stream
         self.catalog = catalog
         self._limits = limits
-        self._handout = Handout(None)
+        self._handout = Handout(None, stream.answer)
 
     def declare(self, connection: Connection, asked: Declare) -> None:
         """DECLARE: idempotent; a queue that exists otherwise is an error."""
@@ -88,7 +88,7 @@ class CatalogDesk:
 
     def say(self, connection: Connection, message: Message, channel: int = 0) -> None:
         """An answer that leaves when everything appended so far is released."""
-        self.stream.answer(self._handout.owe(Say(connection, message, channel)))
+        self._handout.answer(connection, message, channel)
 
     def leave(self, outbox: list[Effect]) -> None:
         """This node owns the catalog no more."""

@@ -1,46 +1,12 @@
-"""Channels: what a client opened for one post office, in one gen and epoch.
-
-An object is one instance of a channel. Its number is free again when it is closed, so an
-effect that is due later names the object, and looks whether it is still open.
-"""
+"""Channels of the two kinds: producers, and consumers' legs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.core.connection import Connection
-from broker.core.events import ClientWrite, Effect
-from tanist.wire.batch import Part
-from tanist.wire.control import Message, QueueInfo, control_frame
-from tanist.wire.frames import Verb, frame
-
-
-@dataclass(slots=True, eq=False)
-class Channel:
-    """What producers and consumers have in common."""
-
-    connection: Connection
-    number: int
-    sid: int
-    queue: QueueInfo
-    open: bool = True
-    answered: bool = False
-    """OPENED has left: before that the client would not know what a frame here is about."""
-    waits: bool = False
-    """It was told that the stream is held."""
-
-    def write(self, verb: Verb, parts: tuple[Part, ...], outbox: list[Effect]) -> None:
-        outbox.append(ClientWrite(self.connection.number, frame(verb, self.number, *parts)))
-
-    def say(self, message: Message, outbox: list[Effect]) -> None:
-        parts = control_frame(message, self.number)
-        outbox.append(ClientWrite(self.connection.number, parts))
-
-    def close(self) -> None:
-        """From here on nothing of this channel leaves, and what still comes is not read."""
-        self.open = False
-        if self.connection.channels.get(self.number) is self:
-            del self.connection.channels[self.number]
+from broker.core.connection import Channel, Connection
+from broker.core.events import Effect
+from tanist.wire.control import Error
 
 
 @dataclass(slots=True, eq=False)
@@ -77,3 +43,28 @@ class ConsumerChannel(Channel):
     def holder(self) -> tuple[bytes, bytes]:
         """Whose deliveries these are, across connections: (session, consumer)."""
         return (self.connection.session, self.consumer)
+
+
+def makes_way(
+    before: Channel, connection: Connection, number: int, req: int, outbox: list[Effect]
+) -> bool:
+    """The same producer or consumer is opened again: whether the older channel must end for it.
+
+    The one of the two that loses is told. A newer connection of the session wins, since what
+    comes late by an older one is from before.
+    """
+    newer = before.connection.session == connection.session and (
+        before.connection.dial > connection.dial
+    )
+    sentence = "the same producer or consumer was opened by a newer connection"
+    error = channel_error(req if newer else 0, "replaced", sentence, str(number))
+    if newer:
+        connection.say(error, outbox, number)
+    else:
+        before.say(error, outbox)
+    return not newer
+
+
+def channel_error(req: int, code: str, sentence: str, value: str) -> Error:
+    """An ERROR that ends the channel it is said on."""
+    return Error(req=req, code=code, sentence=sentence, value=value, ends="channel")

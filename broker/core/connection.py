@@ -1,24 +1,25 @@
-"""One client's connection as the node sees it: who is there, and what may be said now.
+"""One client's connection as the node sees it, and the channels that are open on it.
 
     CONNECTED ── HELLO ──▶ WELCOME ── CLOSE, an error, silence ──▶ CLOSING
 
 No verb but HELLO has an effect before WELCOME, and none at all in CLOSING: `ALLOWED` is the
 whole rule. What is written to a closing connection still goes out, the last word included.
+
+A channel is an object for each time that it is opened. Its number is free again when it is
+closed, so an effect that is due later names the object, and looks whether it is still open.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from broker.core.events import ClientClose, ClientWrite, Effect
 from tanist.errors import RemoteProtocolError
-from tanist.wire.control import Error, Message, Ver, control_frame
-from tanist.wire.frames import FRAME_BYTES_MAX_BEFORE_WELCOME, FrameReader, Verb
-
-if TYPE_CHECKING:
-    from broker.core.channels import Channel
+from tanist.wire.batch import Part
+from tanist.wire.control import Error, Message, QueueInfo, Ver, control_frame
+from tanist.wire.frames import FRAME_BYTES_MAX_BEFORE_WELCOME, FrameReader, Verb, frame
 
 
 class State(Enum):
@@ -96,3 +97,31 @@ class Connection:
         if self.state is not State.CLOSING:
             self.state = State.CLOSING
             outbox.append(ClientClose(self.number))
+
+
+@dataclass(slots=True, eq=False)
+class Channel:
+    """What a client opened for one post office, in one gen and epoch: the common part of it."""
+
+    connection: Connection
+    number: int
+    sid: int
+    queue: QueueInfo
+    open: bool = True
+    answered: bool = False
+    """OPENED has left: before that the client would not know what a frame here is about."""
+    waits: bool = False
+    """It was told that the stream is held."""
+
+    def write(self, verb: Verb, parts: tuple[Part, ...], outbox: list[Effect]) -> None:
+        outbox.append(ClientWrite(self.connection.number, frame(verb, self.number, *parts)))
+
+    def say(self, message: Message, outbox: list[Effect]) -> None:
+        parts = control_frame(message, self.number)
+        outbox.append(ClientWrite(self.connection.number, parts))
+
+    def close(self) -> None:
+        """From here on nothing of this channel leaves, and what still comes is not read."""
+        self.open = False
+        if self.connection.channels.get(self.number) is self:
+            del self.connection.channels[self.number]

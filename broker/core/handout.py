@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
-from broker.core.channels import Channel, ConsumerChannel, ProducerChannel
-from broker.core.connection import Connection, State
+from broker.core.channels import ConsumerChannel, ProducerChannel
+from broker.core.connection import Channel, Connection, State
 from broker.core.delivery import deliver_payloads
 from broker.core.dispatcher import Planned
 from broker.core.events import ClientWrite, Effect
@@ -95,10 +95,12 @@ class Handout:
 
     Args:
         office: Whose messages are handed out; None for the catalog, which has none.
+        keep: Keeps an effect until everything appended so far is released.
     """
 
-    def __init__(self, office: PostOffice | None) -> None:
+    def __init__(self, office: PostOffice | None, keep: Callable[[Say], None]) -> None:
         self._office = office
+        self._keep = keep
         self._withheld: deque[Hand] = deque()
         self._owed: dict[Say, None] = {}
 
@@ -107,10 +109,12 @@ class Handout:
         """Deliveries that wait for the in-sync set to answer."""
         return len(self._withheld)
 
-    def owe(self, say: Say) -> Say:
-        """Somebody waits for this answer, and no end of a channel will tell him otherwise."""
+    def answer(self, connection: Connection, message: Message, channel: int = 0) -> None:
+        """Say this when everything appended so far is released. Somebody waits for it, and no
+        end of a channel will tell him otherwise."""
+        say = Say(connection, message, channel)
         self._owed[say] = None
-        return say
+        self._keep(say)
 
     def take_back(self, outbox: list[Effect]) -> None:
         """Nothing of this stream is released here any more: whoever waits must ask again."""

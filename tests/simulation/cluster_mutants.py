@@ -13,11 +13,14 @@ from msgspec.structs import replace
 
 from broker.core.channels import ProducerChannel
 from broker.core.connection import Connection
+from broker.core.consumers import Consumers
 from broker.core.desk import Desk
 from broker.core.events import Effect
-from broker.core.handout import Hand, Handout, Released
+from broker.core.handout import Confirm, Hand, Handout, Released
+from broker.core.holdings import Holdings
 from broker.core.ops import Ack, PostOfficeOp
 from broker.core.post_office import PostOffice
+from broker.core.producers import Producers
 from paging.part import Answer, Part
 from paging.ranges import Range
 from replication.core import succession
@@ -30,15 +33,13 @@ from tanist.core.link import Link
 from tanist.wire import control, hot
 from tanist.wire.batch import Batch
 from tanist.wire.control import OpenConsumer, QueueInfo
-from tanist.wire.frames import Verb
 from tests.simulation.faults import Profile
 from tests.simulation.stream_mutants import Mutant
 
-_admit = Desk._admit
-_open_consumer = Desk.open_consumer
-_collect = Desk._collect
+_admit = Producers._admit
+_open_consumer = Consumers.open
+_collect = Holdings._collect
 _released = Desk.released
-_return_from = Desk._return_from
 _requeue = Part.requeue
 _decode = PostOffice.decode
 _received = Links._received
@@ -53,13 +54,14 @@ def _everything_leaves_at_once(self: Owner[Any, Any], effect: object) -> None:
 
 
 def _a_duplicate_is_confirmed_at_once(
-    self: Desk, channel: ProducerChannel, batch: Batch, outbox: list[Effect]
+    self: Producers, channel: ProducerChannel, batch: Batch
 ) -> None:
-    _, next_n = self.office.expected(channel.producer, channel.epoch)
-    if batch.end_n <= next_n:
-        channel.write(Verb.CONFIRM, (hot.confirm(batch.end_n - 1, 1),), outbox)
+    _, next_n = self._office.expected(channel.producer, channel.epoch)
+    owner = self._stream._owner
+    if batch.end_n <= next_n and owner is not None:
+        _everything_leaves_at_once(owner, Confirm(channel, batch.end_n - 1))
     else:
-        _admit(self, channel, batch, outbox)
+        _admit(self, channel, batch)
 
 
 def _effects_go_to_whoever_has_the_consumer_id(
@@ -67,7 +69,7 @@ def _effects_go_to_whoever_has_the_consumer_id(
 ) -> None:
     for effect in effects:
         if isinstance(effect, Hand) and not effect.channel.open:
-            effect.channel = self._consumers.get(effect.channel.holder, effect.channel)
+            effect.channel = self.consumers._channels.get(effect.channel.holder, effect.channel)
     _released(self, effects, now, outbox)
 
 
@@ -76,7 +78,7 @@ def _nothing_is_taken_back(self: Handout, outbox: list[Effect]) -> None:
 
 
 def _nobody_is_sent_away(self: Desk, message: control.Moved, outbox: list[Effect]) -> None:
-    for channel in (*self._producers.values(), *self._consumers.values()):
+    for channel in self._channels():
         channel.close()
 
 
@@ -84,7 +86,7 @@ def _nobody_is_sent_away(self: Desk, message: control.Moved, outbox: list[Effect
 
 
 def _a_stale_ack_is_answered_well(
-    self: Desk, answers: Any, already: list[hot.Span], not_yours: list[hot.Span]
+    self: Holdings, answers: Any, already: list[hot.Span], not_yours: list[hot.Span]
 ) -> None:
     _collect(self, answers, already, [])
 
@@ -98,7 +100,7 @@ def _anybody_may_return_anything(
 
 
 def _the_grace_runs_on(
-    self: Desk,
+    self: Consumers,
     connection: Connection,
     number: int,
     asked: OpenConsumer,
@@ -106,16 +108,16 @@ def _the_grace_runs_on(
     outbox: list[Effect],
 ) -> None:
     holder = (connection.session, bytes.fromhex(asked.consumer))
-    grace = self._graces.get(holder)
+    grace = self.graces.get(holder)
     _open_consumer(self, connection, number, asked, queue, outbox)
     if grace is not None:
-        self._graces[holder] = grace
+        self.graces[holder] = grace
 
 
-def _returns_have_no_flag(self: Desk, part: int, holder: Any, *, failed: bool) -> None:
+def _returns_have_no_flag(self: Holdings, part: int, holder: Any, *, failed: bool) -> None:
     runs = [
         (number, run.first, run.end - run.first)
-        for number, run in self.office.in_flight_of(part, holder)
+        for number, run in self._office.in_flight_of(part, holder)
     ]
     if runs:
         self._requeue(part, runs, flagged=False, failed=failed)
@@ -169,7 +171,7 @@ MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
     ),
     "a duplicate is confirmed before its first copy is released": (
         Profile.TIGHT,
-        Mutant(((Desk, "_admit", _a_duplicate_is_confirmed_at_once),)),
+        Mutant(((Producers, "_admit", _a_duplicate_is_confirmed_at_once),)),
     ),
     "an effect names the consumer, and not the channel": (
         Profile.TIGHT,
@@ -185,7 +187,7 @@ MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
     ),
     "a stale ack is answered well": (
         Profile.PLAIN,
-        Mutant(((Desk, "_collect", _a_stale_ack_is_answered_well),)),
+        Mutant(((Holdings, "_collect", _a_stale_ack_is_answered_well),)),
     ),
     "a requeue by a former holder is accepted": (
         Profile.PLAIN,
@@ -193,11 +195,11 @@ MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
     ),
     "the grace runs on for a session that came back": (
         Profile.TIGHT,
-        Mutant(((Desk, "open_consumer", _the_grace_runs_on),)),
+        Mutant(((Consumers, "open", _the_grace_runs_on),)),
     ),
     "what returns has no flag": (
         Profile.PLAIN,
-        Mutant(((Desk, "_return_from", _returns_have_no_flag),)),
+        Mutant(((Holdings, "return_from", _returns_have_no_flag),)),
     ),
     "shadows forget some acks": (
         Profile.PLAIN,

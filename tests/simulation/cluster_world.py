@@ -285,8 +285,8 @@ class ClusterWorld:
         if core is None:
             return
         gone = {key for key in self._graces if key[0] == core.me}
-        for sid, desk in core.desks.items():
-            for holder, grace in desk._graces.items():
+        for sid, desk in core.desks.offices.items():
+            for holder, grace in desk.consumers.graces.items():
                 key = (core.me, sid, holder)
                 gone.discard(key)
                 since, _ = self._graces.get(key, (node.now, 0.0))
@@ -294,7 +294,7 @@ class ClusterWorld:
         for key in gone:
             since, ends_at = self._graces.pop(key)
             _, sid, holder = key
-            if node.now < ends_at or sid not in core.desks:
+            if node.now < ends_at or sid not in core.desks.offices:
                 continue  # He came back, or it is another owner's affair now.
             timing = self._settings[node.name].timing
             least_s = min(timing.lost_connection_grace_ms, timing.grace_ms) / 1000
@@ -484,7 +484,7 @@ class ClusterWorld:
         name was given again."""
         value = self.invariants.map
         for node in self.nodes.values():
-            catalog = node.core.catalog if node.core is not None else None
+            catalog = node.core.definitions.catalog if node.core is not None else None
             for queue in catalog.queues() if catalog is not None else ():
                 if "~" in queue.name:
                     self.report.rare["queues renamed"] += 1
@@ -525,7 +525,7 @@ class ClusterWorld:
                 )
             if self.climate.profile is not Profile.STEADY:
                 left += self._behind(sid, entry, stream.log_end)
-            desk = core.desks.get(sid)
+            desk = core.desks.offices.get(sid)
             for queue in desk.office.queues() if desk is not None else ():
                 stat = desk.office.stat(queue.id) if desk is not None else None
                 if stat is not None and (stat.ready or stat.in_flight):

@@ -99,7 +99,7 @@ class Bench:
             producer_epoch=epoch,
             lowest_n=lowest_n,
         )
-        self.desk.open_producer(self.connection, 1, asked, queue, self.outbox)
+        self.desk.open(self.connection, 1, asked, queue, self.outbox)
 
     def consume(
         self,
@@ -113,7 +113,7 @@ class Bench:
         asked = OpenConsumer(
             req=2, sid=1, queue_id=queue.id, consumer="b" * 32, held=[*held], acked=[*acked]
         )
-        self.desk.open_consumer(connection or self.connection, number, asked, queue, self.outbox)
+        self.desk.open(connection or self.connection, number, asked, queue, self.outbox)
 
     @property
     def producer(self) -> ProducerChannel:
@@ -129,15 +129,15 @@ class Bench:
     def publish(self, first_n: int, *bodies: bytes) -> None:
         flags = flags_of(persistent=True)
         payload = seal(list(bodies), [], flags=flags, first_n=first_n, time_ms=0)
-        self.desk.publish(self.producer, payload, self.outbox)
+        self.desk.producers.publish(self.producer, payload)
 
     def allow(self, messages: int, connection: Connection | None = None) -> None:
         channel = self.consumer(connection)
-        self.desk.consumer_credit(channel, hot.credit(messages, 1 << 20), back=False)
+        self.desk.consumers.credit(channel, hot.credit(messages, 1 << 20), back=False)
 
     def settle(self, verb: Verb, number: int, first: int, count: int, cause: int = 0) -> None:
         payload = hot.settlement(1, cause, [(number, first, count)])
-        self.desk.settle(self.consumer(), verb, payload)
+        self.desk.holdings.settle(self.consumer(), verb, payload)
 
     def turn(self, now: float = 0.0) -> None:
         """The end of a turn, after which everything appended is released."""
@@ -582,7 +582,7 @@ def test_many_producers_share_what_memory_there_is() -> None:
         office=bench.office,
         limits=Limits(),
         timing=Timing(),
-        grantable_bytes=lambda: max(0, left - bench.desk.credit_out_bytes),
+        grantable_bytes=lambda: max(0, left - bench.desk.producers.credit_out_bytes),
         now=0.0,
     )
 
@@ -596,7 +596,7 @@ def test_many_producers_share_what_memory_there_is() -> None:
             producer_epoch=1,
             lowest_n=1,
         )
-        bench.desk.open_producer(bench.connection, number + 1, asked, QUEUE, bench.outbox)
+        bench.desk.open(bench.connection, number + 1, asked, QUEUE, bench.outbox)
     bench.let_go()
 
     # Then what they may send together is within it, and the first ones have not got all

@@ -184,4 +184,4 @@ def test_a_producer_of_a_deleted_queue_is_told_even_if_it_never_published() -> N
     batch = seal([b"x"], [], flags=flags_of(persistent=True), first_n=1, time_ms=0)
     alone.send(1, frame(Verb.PUBLISH, 5, batch))
     alone.hear(1)
-    assert alone.node.desks[1].office.queue_ids() == []
+    assert alone.node.desks.offices[1].office.queue_ids() == []

@@ -1,0 +1,276 @@
+"""The producers of one post office: what they publish, and the credit that they are given.
+
+Theory of operation
+-------------------
+A publish needs three things: credit, which the producer was given before; the next number,
+or one that was stored already; and room in the stream, that is in the in-sync set. Publishes
+for which there is no room are parked, all in the order in which they came.
+
+    PUBLISH ── credit? ─▶ room? ─▶ number? ─▶ full? ─▶ publish op ─▶ Confirm
+                  │          │        │          └─ holds: no more credit · refuses: REFUSED
+                  │          │        └─ known: Confirm · a gap: ERROR, the channel ends
+                  │          └─ parked until there is
+                  └─ the connection ends
+
+Credit counts what the node's memory and the stream allow, a share of it for each. Who has
+used up half is *hungry*, and gets more at the end of a turn in which there is some to give.
+
+Rules
+-----
+1. Nothing is parked but on credit, so what is parked is bounded by the credit given out.
+2. A channel that was refused is closed: what was pipelined behind the refusal is not read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from broker.core.channels import ProducerChannel, channel_error, makes_way
+from broker.core.connection import Connection
+from broker.core.events import Effect
+from broker.core.handout import Confirm, Handout, Say
+from broker.core.limits import Limits
+from broker.core.ops import ExpireProducer, OpenPart, PostOfficeOp, Producer, Publish
+from broker.core.post_office import PostOffice, Standing
+from replication.core.stream import Stream
+from tanist.errors import RemoteProtocolError
+from tanist.wire import hot
+from tanist.wire.batch import Batch
+from tanist.wire.control import Opened, OpenProducer, QueueInfo, Refused
+from tanist.wire.frames import Verb
+
+GRANT_BELOW: Final = 0.5
+"""A producer that has less than this share of its credit left is given more."""
+GRANT_SHARE: Final = 8
+"""A producer is given this part of what is left at most, so that many share it."""
+GRANT_BYTES_MIN: Final = 4 << 10
+"""Less is not given: the producer waits for more."""
+REFUSED_RETRY_MS: Final = 1000
+
+
+class Producers:
+    """All producers with a channel to one post office.
+
+    Args:
+        stream: Owned by this node.
+        office: What it carries.
+        handout: Where answers leave.
+        grantable_bytes: What the node's memory allows to give publishers still.
+        stored: Told the id of a queue in which a batch was stored.
+    """
+
+    def __init__(
+        self,
+        *,
+        stream: Stream[PostOfficeOp, object],
+        office: PostOffice,
+        handout: Handout,
+        limits: Limits,
+        grantable_bytes: Callable[[], int],
+        stored: Callable[[int], None],
+    ) -> None:
+        self._stream = stream
+        self._office = office
+        self._handout = handout
+        self._limits = limits
+        self._grantable_bytes = grantable_bytes
+        self._stored = stored
+        self._channels: dict[bytes, ProducerChannel] = {}
+        self._hungry: dict[ProducerChannel, None] = {}
+        self._parked: deque[tuple[ProducerChannel, Batch]] = deque()
+        self.duplicates = 0
+        """Messages that were repeated and known already, since this node owns the stream."""
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def __iter__(self) -> Iterator[ProducerChannel]:
+        return iter(list(self._channels.values()))
+
+    @property
+    def parked_bytes(self) -> int:
+        return sum(batch.size for _, batch in self._parked)
+
+    @property
+    def credit_out_bytes(self) -> int:
+        """Given to producers and not used yet."""
+        return sum(
+            max(0, channel.granted_bytes - channel.used_bytes)
+            for channel in self._channels.values()
+        )
+
+    # Channels
+
+    def open(
+        self,
+        connection: Connection,
+        number: int,
+        asked: OpenProducer,
+        queue: QueueInfo,
+        outbox: list[Effect],
+    ) -> None:
+        """OPEN_PRODUCER, in the gen of this stream."""
+        stream, office = self._stream, self._office
+        producer = bytes.fromhex(asked.producer)
+        standing, next_n = office.expected(producer, asked.producer_epoch)
+        if standing is Standing.FENCED:
+            sentence = f"producer epoch {asked.producer_epoch} is over: a newer one was opened"
+            error = channel_error(asked.req, "fenced", sentence, str(asked.producer_epoch))
+            self._handout.answer(connection, error, number)
+            return
+        before = self._channels.get(producer)
+        if before is not None:
+            if not makes_way(before, connection, number, asked.req, outbox):
+                return
+            self.forget(before)
+        if asked.lowest_n > next_n:
+            # Its entry has expired: as much as if everything had been lost.
+            unknown = Opened(req=asked.req, gen=stream.gen, epoch=stream.epoch, unknown=True)
+            self._handout.answer(connection, unknown, number)
+            return
+        if standing is Standing.UNKNOWN:
+            stream.append(Producer(producer, asked.producer_epoch))
+        channel = ProducerChannel(
+            connection,
+            number,
+            stream.sid,
+            queue,
+            producer=producer,
+            epoch=asked.producer_epoch,
+        )
+        connection.channels[number] = channel
+        self._channels[producer] = channel
+        self._grant(channel)
+        opened = Opened(
+            req=asked.req,
+            gen=stream.gen,
+            epoch=stream.epoch,
+            next_n=next_n,
+            credit=(channel.granted_messages, channel.granted_bytes),
+        )
+        stream.answer(Say(channel, opened))
+
+    def opened(self, channel: ProducerChannel) -> None:
+        """OPENED has left. Only now: CREDIT before it would be for a channel unknown there."""
+        if not channel.has_credit:
+            self._hungry[channel] = None
+
+    def forget(self, channel: ProducerChannel) -> None:
+        """The channel ends."""
+        channel.close()
+        self._hungry.pop(channel, None)
+        if self._channels.get(channel.producer) is channel:
+            del self._channels[channel.producer]
+
+    def expire(self) -> None:
+        """Forget the numbers of producers that have not been here for longest, if too many."""
+        most = self._limits.producers_max
+        for producer in self._office.producers_to_expire(most, in_use=self._channels):
+            self._stream.append(ExpireProducer(producer))
+
+    # Publishing
+
+    def publish(self, channel: ProducerChannel, payload: bytes) -> None:
+        """PUBLISH. Raises `RemoteProtocolError` for what must end the connection."""
+        batch = Batch.parse(payload)
+        if not channel.has_credit:
+            raise RemoteProtocolError(
+                f"a batch of {batch.count} messages came without credit", code="credit"
+            )
+        channel.used_messages += batch.count
+        channel.used_bytes += batch.size
+        if self._parked or self._stream.room() < batch.size:
+            channel.parked += 1
+            self._parked.append((channel, batch))
+            return
+        self._admit(channel, batch)
+
+    def unpark(self) -> None:
+        """Admit what waited for room, as far as there is some now."""
+        while self._parked and self._stream.room() >= self._parked[0][1].size:
+            channel, batch = self._parked.popleft()
+            channel.parked -= 1
+            if channel.open:
+                self._admit(channel, batch)
+
+    def _admit(self, channel: ProducerChannel, batch: Batch) -> None:
+        stream, office, queue = self._stream, self._office, channel.queue
+        _, next_n = office.expected(channel.producer, channel.epoch)
+        if batch.end_n <= next_n:
+            # Stored before. Its first copy may not be released yet, so this confirm waits
+            # behind everything appended, as any answer does.
+            self.duplicates += batch.count
+            stream.answer(Confirm(channel, batch.end_n - 1))
+        elif batch.first_n != next_n:
+            sentence = f"message {next_n} is expected, and a batch from {batch.first_n} came"
+            error = channel_error(0, "bad_state", sentence, str(batch.first_n))
+            self._handout.answer(channel.connection, error, channel.number)
+            self.forget(channel)
+            return
+        elif self._is_full(queue) and queue.settings.when_full == "refuse":
+            refused = Refused(
+                n=batch.first_n,
+                code="full",
+                sentence=f"queue {queue.name!r} is full in post office {stream.sid}",
+                retry_after_ms=REFUSED_RETRY_MS,
+            )
+            self._handout.answer(channel.connection, refused, channel.number)
+            self.forget(channel)
+            return
+        else:
+            part = office.part_of(queue.id)
+            if part is None:
+                part = office.next_part
+                stream.append(OpenPart(part, queue))
+            stream.append(
+                Publish(part, channel.producer, channel.epoch, office.end_of(part), batch)
+            )
+            stream.answer(Confirm(channel, batch.end_n - 1))
+            self._stored(queue.id)
+        if (
+            channel.granted_messages - channel.used_messages
+            < GRANT_BELOW * self._limits.producer_credit_messages
+            or channel.granted_bytes - channel.used_bytes
+            < GRANT_BELOW * self._limits.producer_credit_bytes
+        ):
+            self._hungry[channel] = None
+
+    def _is_full(self, queue: QueueInfo) -> bool:
+        limit = self._limits.queue_bytes_max
+        if queue.settings.bytes_max:
+            limit = min(limit, queue.settings.bytes_max)
+        part = self._office.part_of(queue.id)
+        return part is not None and self._office.bytes_of(part) >= limit
+
+    # Credit
+
+    def feed_hungry(self, outbox: list[Effect]) -> None:
+        """Give credit to those that have used up theirs, as far as there is some to give."""
+        for channel in list(self._hungry):
+            if not channel.open:
+                del self._hungry[channel]
+                continue
+            if channel.parked or not self._grant(channel):
+                continue
+            del self._hungry[channel]
+            payload = hot.credit(channel.granted_messages, channel.granted_bytes)
+            channel.write(Verb.CREDIT, (payload,), outbox)
+
+    def _grant(self, channel: ProducerChannel) -> bool:
+        """Give a producer credit, the less the less is left. False: there is none to give."""
+        if self._stream.held is not None:
+            return False
+        limits, queue = self._limits, channel.queue
+        left = min(self._grantable_bytes() // GRANT_SHARE, self._stream.room() // 2)
+        if self._is_full(queue):
+            if queue.settings.when_full != "refuse":
+                return False
+            # It must be able to come and be refused.
+            left = max(left, GRANT_BYTES_MIN)
+        if left < GRANT_BYTES_MIN:
+            return False
+        channel.granted_messages = channel.used_messages + limits.producer_credit_messages
+        channel.granted_bytes = channel.used_bytes + min(limits.producer_credit_bytes, left)
+        return True
