@@ -9,8 +9,6 @@ that it concerns. What the parts say is carried on until nobody has anything mor
                  └──▶ streams ─ released, promoted, deposed ─▶ news for the layer above
     heartbeats, the map ─▶ succession, caretaker ─ proposals ─▶ register
 
-What is proposed in one turn of the loop travels to the register as one change.
-
 Rules
 -----
 1. Heartbeats leave first in a turn: a hung loop must look hung, and a busy one must not.
@@ -21,16 +19,14 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, assert_never
 
 import msgspec
 
 from replication.core import register_effects as register_says, stream_events as stream_says
-from replication.core.caretaker import Caretaker, Presence
-from replication.core.changes import Function
-from replication.core.clustermap import ClusterMap, NodeState, Settings, incarnation, superseded
+from replication.core.caretaker import Caretaker
+from replication.core.clustermap import ClusterMap, NodeState, incarnation, superseded
 from replication.core.events import (
     DialFailed,
     Exit,
@@ -62,6 +58,13 @@ from replication.core.links import (
     Namesake,
     VerSeen,
 )
+from replication.core.member_events import (
+    Forwarded as Forwarded,
+    MapLearned as MapLearned,
+    MemberSettings as MemberSettings,
+    News as News,
+    ReleasedFound as ReleasedFound,
+)
 from replication.core.messages import (
     decode as decode_stream_message,
     encode as encode_stream_message,
@@ -78,9 +81,10 @@ from replication.core.peer_messages import (
     raw_peer_frame,
     read_peer_message,
 )
+from replication.core.proposals import Proposals
 from replication.core.register import Register
 from replication.core.register_messages import decode_message, encode_message
-from replication.core.stream import Role, Stream, StreamLimits
+from replication.core.stream import Role, Stream
 from replication.core.succession import Succession
 from replication.core.turns import Turns
 from tanist.errors import RemoteProtocolError
@@ -88,49 +92,6 @@ from tanist.wire.batch import Part
 
 CUT_OFF_S: Final = 3.0
 """An owner that heard neither its in-sync set nor a majority for so long sends clients away."""
-
-
-class MemberSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one member."""
-
-    cluster: str
-    expected: tuple[str, ...]
-    addresses: dict[str, str]
-    """Where the expected nodes listen for each other, by name."""
-
-    presence: Presence
-    settings: Settings
-    heartbeat_s: float = 0.1
-    stream_limits: StreamLimits
-
-
-@dataclass(frozen=True, slots=True)
-class MapLearned:
-    """A newer cluster map is committed; `member.map` is it."""
-
-    ver: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReleasedFound:
-    """The answer to `ask_released`."""
-
-    req: int
-    gen: int
-    seq: int
-    owned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Forwarded:
-    """A node says this to us as the owner of a stream, for the layer above."""
-
-    who: Incarnation
-    sid: int
-    payload: bytes
-
-
-News = MapLearned | Forwarded | ReleasedFound | stream_says.News
 
 
 class Member:
@@ -182,16 +143,12 @@ class Member:
         self._caretaker = Caretaker(me=me, presence=settings.presence)
         self._silence_s = silence_s
         self._turns = Turns(me)
+        self._proposals = Proposals(self.register, self._turns)
         self._news: list[News] = []
         self._register_outbox: list[register_says.Effect] = []
         self._stream_outboxes: dict[int, list[stream_says.Effect]] = {}
-        self._proposals: list[tuple[Function, int | None, int]] = []
-        self._asked: dict[int, list[tuple[int | None, int]]] = {}
         self._groups: dict[str, str] = {}
         self._hearing: str | None = None
-        self._caring: int | None = None
-        """Number of a request that succession or caretaker made, and that is not answered.
-        They say nothing new before: without a majority it would pile up."""
         self._look_around = False
         """Something happened that those who care for the map must look at. Data is no such
         thing: on the hot path they would cost more than all the rest of a turn."""
@@ -290,25 +247,18 @@ class Member:
         for sid, stream in self.streams.items():
             stream.seal(now, self._outbox_of(sid))
         self._carry_on(now, outbox)
-        if self._look_around and self._caring is None:
+        if self._look_around and not self._proposals.caring:
             self._look_around = False
             self._take_care(now, outbox)
-        if self._proposals and self.register.value is not None and now >= self._turns.since:
-            proposals, self._proposals = self._proposals, []
-            request = self.register.change(
-                [function for function, _, _ in proposals], now, self._register_outbox
-            )
-            self._asked[request] = [(sid, token) for _, sid, token in proposals]
-            if any(sid is None for _, sid, _ in proposals):
-                self._caring = request
+        if self._proposals.hand_over(now, self._register_outbox):
             self._carry_on(now, outbox)
 
     def next_deadline(self) -> float | None:
         deadlines = [
             self.links.next_deadline(),
             self.register.next_deadline(),
-            self._succession.next_deadline() if self._caring is None else None,
-            self._turns.since if self._proposals and self.register.value is not None else None,
+            None if self._proposals.caring else self._succession.next_deadline(),
+            self._proposals.next_deadline(),
             *(stream.next_deadline() for stream in self.streams.values()),
         ]
         return min((at for at in deadlines if at is not None), default=None)
@@ -329,22 +279,21 @@ class Member:
     def _take_care(self, now: float, outbox: list[PeerEffect]) -> None:
         if self.map is None:
             return
-        for function in self._caretaker.wake(self.map, self.links, now):
-            self._proposals.append((function, None, 0))
+        self._proposals.by_care(self._caretaker.wake(self.map, self.links, now))
         takeovers, questions = self._succession.wake(self.map, self.links, self._is_void, now)
-        for takeover in takeovers:
-            outbox.append(
-                Log(
-                    Level.WARNING,
-                    "an owner is gone: proposing to take over",
-                    {
-                        "old": str(takeover.old),
-                        "why": str(takeover.why),
-                        "streams": [sid for sid, _ in takeover.streams],
-                    },
-                )
+        outbox.extend(
+            Log(
+                Level.WARNING,
+                "an owner is gone: proposing to take over",
+                {
+                    "old": str(takeover.old),
+                    "why": str(takeover.why),
+                    "streams": [sid for sid, _ in takeover.streams],
+                },
             )
-            self._proposals.append((takeover, None, 0))
+            for takeover in takeovers
+        )
+        self._proposals.by_care(takeovers)
         for question in questions:
             self._send(question.member, Ask(question.who), outbox)
 
@@ -564,14 +513,12 @@ class Member:
                 outbox.append(GroupJoin(name, entry.group))
 
     def _changed(self, effect: register_says.Changed, now: float) -> None:
-        asked = self._asked.pop(effect.request, [])
-        if effect.request == self._caring:
-            self._caring = None
-            self._look_around = True
-        for (sid, token), result in zip(asked, effect.results, strict=False):
-            if sid is not None:
-                outcome = stream_says.Outcome(token, effect.ver, result)
-                self.streams[sid].handle(outcome, now, self._outbox_of(sid))
+        cared = self._proposals.caring
+        answers = self._proposals.answered(effect)
+        self._look_around |= cared and not self._proposals.caring
+        for sid, token, result in answers:
+            outcome = stream_says.Outcome(token, effect.ver, result)
+            self.streams[sid].handle(outcome, now, self._outbox_of(sid))
 
     def _stream_said(
         self, sid: int, effect: stream_says.Effect, now: float, outbox: list[PeerEffect]
@@ -583,7 +530,7 @@ class Member:
             case stream_says.Publish():
                 outbox.append(GroupPublish(effect.parts))
             case stream_says.Propose():
-                self._proposals.append((effect.function, sid, effect.token))
+                self._proposals.by_stream(sid, effect.token, effect.function)
             case stream_says.Behind():
                 if self._hearing is not None:
                     # Whoever spoke of that epoch knows a newer map.

@@ -16,7 +16,7 @@ in sync; it changes by agreement, and a node learns of it late, or from another 
                        ──────────────────────────▶ filled anew, or WAITING_FOR_TRANSFER
 
 This class decides which role that is, and gives each message to the part that plays it:
-`owner.py`, `shadow.py`; `joining.py` decides whether a log fits.
+`owner.py`, or `following.py` with all that comes before and beside following.
 
 Rules
 -----
@@ -38,10 +38,10 @@ from typing import Generic, assert_never
 
 from replication.core.clustermap import ClusterMap, StreamEntry
 from replication.core.copy import Copy
-from replication.core.events import Level
+from replication.core.following import Following
+from replication.core.growing_log import ApplyFailed as ApplyFailed
 from replication.core.history import begun
 from replication.core.identity import Incarnation
-from replication.core.joining import GoOn, Refill, WaitForTransfer, plan, sound
 from replication.core.machine import Machine, OpT, ResultT
 from replication.core.messages import (
     Aligned,
@@ -55,12 +55,10 @@ from replication.core.messages import (
     Tick,
     Void,
 )
-from replication.core.owner import ApplyFailed as ApplyFailed, Held as Held, Owner
+from replication.core.owner import Held as Held, Owner
 from replication.core.seat import Seat
-from replication.core.shadow import Shadow
 from replication.core.stream_events import (
     Behind,
-    CopyVoid,
     Dead,
     Deposed,
     Distrust,
@@ -70,13 +68,10 @@ from replication.core.stream_events import (
     FromGroup,
     FromPeer,
     GroupDrained,
-    Joined,
     Lost,
     MapChanged,
-    Note,
     Outcome,
     Promoted,
-    Send,
     Wake,
 )
 from replication.core.stream_limits import StreamLimits as StreamLimits
@@ -104,7 +99,6 @@ class Stream(Generic[OpT, ResultT]):
     Attributes:
         gen: Of the content; 0 until the map, or an owner, says one.
         epoch_seen: The highest epoch heard of.
-        copy: The copy that counts.
         counts: How often what is rare happened.
     """
 
@@ -121,22 +115,22 @@ class Stream(Generic[OpT, ResultT]):
         assert len(cluster8) == 8
         self.sid = sid
         self.epoch_seen = 0
-        self.copy = Copy(0, make(0))
         self._seat = Seat(sid, me, cluster8, limits, free_bytes)
         self.counts = self._seat.counts
         self._me = me
-        self._make = make
         self._map: ClusterMap | None = None
         self._ver = 0
         self._owner: Owner[OpT, ResultT] | None = None
-        self._shadow: Shadow[OpT, ResultT] | None = None
-        self._why = ""
-        self._heard_release = 0
+        self._following: Following[OpT, ResultT] = Following(self._seat, make)
         self._tokens = count(1)
-        self._receipts = count(1)
         self._said_fatal = False
 
     # Facts
+
+    @property
+    def copy(self) -> Copy[OpT, ResultT]:
+        """The copy that counts."""
+        return self._following.copy
 
     @property
     def gen(self) -> int:
@@ -152,24 +146,25 @@ class Stream(Generic[OpT, ResultT]):
             return Role.OWNER
         if self.copy.void:
             return Role.VOID
-        if self._why:
+        if self._following.why:
             return Role.WAITING_FOR_TRANSFER
         entry = self._entry
         if entry is not None and entry.gen == self.gen and self._me in entry.isr:
             return Role.SHADOW
-        return Role.NONE if self._shadow is None else Role.JOINER
+        return Role.NONE if self._following.shadow is None else Role.JOINER
 
     @property
     def why(self) -> str:
         """Why this copy cannot follow; empty if it does, or need not."""
-        return self._why
+        return self._following.why
 
     @property
     def epoch(self) -> int:
         """The ownership that this copy serves or follows; 0: none."""
         if self._owner is not None:
             return self._owner.epoch
-        return 0 if self._shadow is None else self._shadow.epoch
+        shadow = self._following.shadow
+        return 0 if shadow is None else shadow.epoch
 
     @property
     def log_end(self) -> int:
@@ -187,7 +182,7 @@ class Stream(Generic[OpT, ResultT]):
     @property
     def release(self) -> int:
         """At the owner: the last op whose effects may leave, in its epoch."""
-        return self._heard_release if self._owner is None else self._owner.release
+        return self.heard_release if self._owner is None else self._owner.release
 
     @property
     def perhaps_released(self) -> int:
@@ -199,7 +194,7 @@ class Stream(Generic[OpT, ResultT]):
     @property
     def heard_release(self) -> int:
         """At a follower: the highest release that an owner said in a tick."""
-        return self._heard_release
+        return self._following.heard_release
 
     @property
     def held(self) -> Held | None:
@@ -225,9 +220,7 @@ class Stream(Generic[OpT, ResultT]):
 
     @property
     def kept_bytes(self) -> int:
-        fresh = self._shadow.copy if self._shadow is not None else self.copy
-        both = self.copy.log.bytes_kept + fresh.log.bytes_kept
-        return both if fresh is not self.copy else self.copy.log.bytes_kept
+        return self._following.kept_bytes
 
     def lags(self) -> list[tuple[Incarnation, int]]:
         """At the owner: how many ops each other copy is behind."""
@@ -284,13 +277,13 @@ class Stream(Generic[OpT, ResultT]):
             case FromPeer():
                 self._from_peer(event.member, event.message, now, outbox)
             case GroupDrained():
-                if self._shadow is not None:
-                    self._shadow.group_drained(now)
+                if self._following.shadow is not None:
+                    self._following.shadow.group_drained(now)
             case Wake():
                 if self._owner is not None:
                     self._owner.wake(now, outbox)
-                elif self._shadow is not None:
-                    self._shadow.wake(now, outbox)
+                elif self._following.shadow is not None:
+                    self._following.shadow.wake(now, outbox)
             case MapChanged():
                 self._map_changed(event.value, event.ver, now, outbox)
             case Outcome():
@@ -306,7 +299,8 @@ class Stream(Generic[OpT, ResultT]):
     def next_deadline(self) -> float | None:
         if self._owner is not None:
             return None if self._owner.failed else self._owner.next_deadline()
-        return None if self._shadow is None else self._shadow.next_deadline()
+        shadow = self._following.shadow
+        return None if shadow is None else shadow.next_deadline()
 
     # The map
 
@@ -334,8 +328,7 @@ class Stream(Generic[OpT, ResultT]):
         """There is a higher epoch. From now on nobody is served, followed or confirmed to."""
         assert epoch > self.epoch_seen
         self.epoch_seen = epoch
-        self._shadow = None
-        self._why = ""
+        self._following.stop()
         if self._owner is not None:
             self._owner.end()
             outbox.append(Deposed(self.sid, self._owner.epoch))
@@ -343,8 +336,7 @@ class Stream(Generic[OpT, ResultT]):
         if gen > self.gen:
             if self.gen:
                 outbox.append(Lost(self.sid, gen))
-            self.copy = Copy(gen, self._make(gen))
-            self._heard_release = 0
+            self._following.begin_anew(gen)
 
     # Promotion
 
@@ -358,12 +350,11 @@ class Stream(Generic[OpT, ResultT]):
     ) -> None:
         assert self.gen == entry.gen
         # First no receipts for the epoch before, then the end of the log is what it is.
-        self._shadow = None
-        self._why = ""
+        self._following.stop()
         copy = self.copy
         adopted = copy.log.end - 1 - copy.applied
         if not copy.void:
-            self._apply(copy, copy.log.end - 1, outbox)
+            self._following.apply(copy, copy.log.end - 1, outbox)
         if copy.void:
             self._say_fatal(f"stream {self.sid} was taken over by a void copy", outbox)
             return
@@ -387,7 +378,7 @@ class Stream(Generic[OpT, ResultT]):
         if message.epoch > self.epoch_seen:
             outbox.append(Behind(self.sid, message.epoch))
             return
-        shadow = self._shadow
+        shadow = self._following.shadow
         if (
             shadow is None
             or message.epoch != shadow.epoch
@@ -397,11 +388,8 @@ class Stream(Generic[OpT, ResultT]):
         ):
             self.counts["of another epoch"] += 1
             return
-        if isinstance(message, Segments):
-            shadow.receive(message, now, outbox, by_link=False)
-        elif isinstance(message, Tick):
-            shadow.tick(message, now, outbox, by_link=False)
-        self._after_shadow(shadow, now, outbox)
+        if isinstance(message, Segments | Tick):
+            self._following.receive(message, now, outbox, by_link=False)
 
     def _from_peer(
         self, member: Incarnation, message: StreamMessage, now: float, outbox: list[Effect]
@@ -428,9 +416,9 @@ class Stream(Generic[OpT, ResultT]):
                     sentence = f"{member} says that it owns stream {self.sid}, which is mine"
                     outbox.append(Distrust(self.sid, member, sentence))
                 elif isinstance(message, Invite):
-                    self._offer(member, "", outbox)
+                    self._following.offer(member, self.epoch_seen, "", outbox)
                 else:
-                    self._follow(member, message, now, outbox)
+                    self._following.follow(member, message, now, outbox)
             case Receipt() | Nak() | Join() | Aligned() | Void():
                 if self._owner is not None:
                     self._to_owner(self._owner, member, message, now, outbox)
@@ -440,15 +428,11 @@ class Stream(Generic[OpT, ResultT]):
     def _from_owner(
         self, member: Incarnation, message: Segments | Tick, now: float, outbox: list[Effect]
     ) -> None:
-        shadow = self._shadow
+        shadow = self._following.shadow
         if shadow is None or member != shadow.owner:
             return
         assert shadow.epoch == message.epoch
-        if isinstance(message, Segments):
-            shadow.receive(message, now, outbox, by_link=True)
-        else:
-            shadow.tick(message, now, outbox, by_link=True)
-        self._after_shadow(shadow, now, outbox)
+        self._following.receive(message, now, outbox, by_link=True)
 
     def _to_owner(
         self,
@@ -472,145 +456,6 @@ class Stream(Generic[OpT, ResultT]):
             case _:
                 assert_never(message)
 
-    # Following
-
-    def _offer(self, owner: Incarnation, why: str, outbox: list[Effect]) -> None:
-        copy = self.copy
-        join = Join(
-            *self._seat.head(self.gen, self.epoch_seen),
-            copy.history,
-            copy.log.end,
-            copy.applied,
-            why,
-        )
-        outbox.append(Send(owner, join))
-
-    def _follow(
-        self, owner: Incarnation, offer: NewEpoch, now: float, outbox: list[Effect]
-    ) -> None:
-        shadow = self._shadow
-        if not sound(offer) or (shadow is not None and shadow.owner != owner):
-            sentence = f"{owner} says what no owner of stream {self.sid} can say"
-            outbox.append(Distrust(self.sid, owner, sentence))
-            return
-        if shadow is not None:
-            if shadow.copy.log.end >= offer.first_kept:
-                # It was told before. Nothing is cut a second time: this copy may be ahead
-                # of what the owner had when it wrote that.
-                if shadow.fill_end:
-                    self._offer(owner, self._why, outbox)
-                else:
-                    self._say_aligned(shadow, now, outbox)
-                return
-            # What is missing is not kept any more.
-            self._shadow = None
-        if self.copy.void:
-            # Said to each new owner: the one before may have died with the knowledge.
-            outbox.append(Send(owner, Void(*self._seat.head(self.gen, offer.epoch))))
-            return
-        step = plan(self.copy, offer)
-        match step:
-            case GoOn():
-                cut = self.copy.cut(step.common)
-                self.counts["cut"] += cut
-                if cut:
-                    self.counts["cuts"] += 1
-                self.copy.history = offer.history
-                self._why = ""
-                self._begin_shadow(owner, self.copy, offer, now, fill_end=0)
-                assert self._shadow is not None
-                self._say_aligned(self._shadow, now, outbox)
-            case Refill():
-                fresh = Copy(self.gen, self._make(self.gen))
-                fresh.history = offer.history
-                self._why = f"is filled anew: {step.why}"
-                self.counts["refills"] += 1
-                self._begin_shadow(owner, fresh, offer, now, fill_end=offer.log_end)
-                self._offer(owner, self._why, outbox)
-                assert self._shadow is not None
-                self._after_shadow(self._shadow, now, outbox)
-            case WaitForTransfer():
-                if not self._why:
-                    self.counts["waits for transfer"] += 1
-                    outbox.append(
-                        Note(
-                            Level.WARNING,
-                            "a copy waits for transfer",
-                            {"sid": self.sid, "why": step.why},
-                        )
-                    )
-                self._why = step.why
-                self._offer(owner, self._why, outbox)
-            case _:
-                assert_never(step)
-
-    def _begin_shadow(
-        self,
-        owner: Incarnation,
-        copy: Copy[OpT, ResultT],
-        offer: NewEpoch,
-        now: float,
-        *,
-        fill_end: int,
-    ) -> None:
-        self._shadow = Shadow(
-            self._seat,
-            copy,
-            owner=owner,
-            epoch=offer.epoch,
-            known_end=offer.log_end,
-            fill_end=fill_end,
-            numbers=self._receipts,
-            now=now,
-        )
-
-    def _say_aligned(self, shadow: Shadow[OpT, ResultT], now: float, outbox: list[Effect]) -> None:
-        copy = shadow.copy
-        head = self._seat.head(self.gen, shadow.epoch)
-        outbox.append(Send(shadow.owner, Aligned(*head, copy.log.end - 1, copy.applied)))
-        outbox.append(Joined(self.sid, self.gen, shadow.epoch))
-        shadow.send_receipt(now, outbox)
-
-    def _after_shadow(self, shadow: Shadow[OpT, ResultT], now: float, outbox: list[Effect]) -> None:
-        """What was received may have been applied, may not fit, or may be the last that lacked."""
-        copy = shadow.copy
-        self._apply(copy, min(copy.commit, copy.log.end - 1), outbox)
-        if copy is self.copy:
-            # Of a fresh copy's ticks the old one, which still answers questions, knows nothing.
-            self._heard_release = max(self._heard_release, shadow.release)
-        if copy.unfit:
-            self._shadow = None
-            if copy is self.copy:
-                self._why = copy.unfit
-                outbox.append(
-                    Note(Level.ERROR, "a copy does not fit", {"sid": self.sid, "why": copy.unfit})
-                )
-                self._offer(shadow.owner, copy.unfit, outbox)
-        elif copy.void:
-            self._shadow = None
-            if copy is self.copy:
-                void = Void(*self._seat.head(self.gen, shadow.epoch))
-                outbox.append(Send(shadow.owner, void))
-        elif shadow.fill_end and not shadow.filling:
-            # Nothing can have been released without this copy's receipts, if it is in sync:
-            # so the fresh one has all that the old one may be needed for.
-            shadow.fill_end = 0
-            self.copy = copy
-            self._why = ""
-            self.counts["refilled"] += 1
-            self._say_aligned(shadow, now, outbox)
-
-    def _apply(self, copy: Copy[OpT, ResultT], seq: int, outbox: list[Effect]) -> None:
-        try:
-            copy.apply_through(seq)
-        # Whatever the machine raises is a bug in it, and makes the copy worthless.
-        except Exception as error:
-            copy.void = True
-            sentence = f"applying an op after {copy.applied} of stream {self.sid} failed: {error!r}"
-            outbox.append(Note(Level.ERROR, "a copy is void", {"sid": self.sid, "why": sentence}))
-            if copy is self.copy:
-                outbox.append(CopyVoid(self.sid, sentence))
-
     def _say_fatal(self, sentence: str, outbox: list[Effect]) -> None:
         if sentence and not self._said_fatal:
             self._said_fatal = True
@@ -618,14 +463,11 @@ class Stream(Generic[OpT, ResultT]):
 
     def check(self) -> None:
         """Verify every invariant. For tests and simulation; `O(segments)`."""
-        self.copy.check()
-        assert self._owner is None or self._shadow is None, "one role at a time"
+        self._following.check()
+        shadow = self._following.shadow
+        assert self._owner is None or shadow is None, "one role at a time"
         if self._owner is not None:
             assert self._owner.copy is self.copy
             assert self._owner.epoch == self.epoch_seen
             self._owner.check()
-        if self._shadow is not None:
-            assert self._shadow.epoch == self.epoch_seen
-            assert (self._shadow.copy is self.copy) == (self._shadow.fill_end == 0)
-            assert not self._shadow.copy.void
-            self._shadow.check()
+        assert shadow is None or shadow.epoch == self.epoch_seen

@@ -26,7 +26,7 @@ from paging.ranges import Range
 from replication.core import succession
 from replication.core.events import PeerData, PeerEffect
 from replication.core.links import LinkNews, Links
-from replication.core.owner import Owner
+from replication.core.release import Release
 from replication.core.stream import Stream
 from tanist.core.leg import Leg
 from tanist.core.link import Link
@@ -49,7 +49,7 @@ _request = Leg.request
 # What leaves, and when
 
 
-def _everything_leaves_at_once(self: Owner[Any, Any], effect: object) -> None:
+def _everything_leaves_at_once(self: Release, effect: object) -> None:
     self._ready.append(effect)
 
 
@@ -59,7 +59,7 @@ def _a_duplicate_is_confirmed_at_once(
     _, next_n = self._office.expected(channel.producer, channel.epoch)
     owner = self._stream._owner
     if batch.end_n <= next_n and owner is not None:
-        _everything_leaves_at_once(owner, Confirm(channel, batch.end_n - 1))
+        _everything_leaves_at_once(owner._release, Confirm(channel, batch.end_n - 1))
     else:
         _admit(self, channel, batch)
 
@@ -167,7 +167,7 @@ def _keeps_what_is_not_its_own(self: Leg, spans: Any, outbox: Any) -> None:
 MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
     "delivered and confirmed before release": (
         Profile.TIGHT,
-        Mutant(((Owner, "answer", _everything_leaves_at_once),)),
+        Mutant(((Release, "answer", _everything_leaves_at_once),)),
     ),
     "a duplicate is confirmed before its first copy is released": (
         Profile.TIGHT,

@@ -14,16 +14,19 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from replication.core import stream as stream_module
+from replication.core import following as following_module, stream as stream_module
 from replication.core.backup import Backup
+from replication.core.backups import Backups
 from replication.core.changes import Function, NodeUp, Shrink, ShrinkWhy, Takeover
 from replication.core.clustermap import ClusterMap, StreamEntry, superseded
 from replication.core.copy import Copy
 from replication.core.history import Entry, History
 from replication.core.identity import Incarnation
+from replication.core.in_sync_set import InSyncSet
 from replication.core.joining import GoOn, Plan, plan
 from replication.core.messages import NewEpoch, Receipt, Segments, StreamMessage
 from replication.core.owner import Owner
+from replication.core.release import Release
 from replication.core.shadow import Shadow
 from replication.core.stream import Role, Stream
 from replication.core.stream_events import Effect, Send
@@ -50,10 +53,10 @@ class Mutant:
             yield
 
 
-_renew = Owner._renew
+_renew = InSyncSet.renew
 _advance = Owner._advance
-_align = Owner._align
-_answer = Owner.answer
+_align = Backups._align
+_answer = Release.answer
 _seal = Owner.seal
 _wake = Owner.wake
 _send_receipt = Shadow.send_receipt
@@ -69,51 +72,52 @@ _wish = StreamWorld._wish
 # Whom the owner waits for
 
 
-def _waits_for_the_smaller_set(self: AnyOwner, now: float) -> None:
+def _waits_for_the_smaller_set(self: InSyncSet, now: float) -> None:
     _renew(self, now)
     for pending in self._pending.values():
         if isinstance(pending.function, Shrink):
             left = pending.function.member
-            self._waited_for = [b for b in self._waited_for if b.who != left]
+            self.waited_for = [b for b in self.waited_for if b.who != left]
 
 
-def _does_not_wait_for_the_joiner(self: AnyOwner, now: float) -> None:
+def _does_not_wait_for_the_joiner(self: InSyncSet, now: float) -> None:
     _renew(self, now)
-    self._waited_for = [b for b in self._waited_for if b.who in self._entry.isr]
+    self.waited_for = [b for b in self.waited_for if b.who in self.entry.isr]
 
 
-def _release_asks_need(self: AnyOwner, now: float) -> None:
+def _release_asks_need(self: InSyncSet, now: float) -> None:
     _renew(self, now)
-    self.copies = 1 + len(self._waited_for)
+    self.copies = 1 + len(self.waited_for)
 
 
 def _majority_is_enough(self: AnyOwner, now: float, outbox: list[Effect]) -> None:
-    waited_for = self._waited_for
+    waited_for = self._in_sync.waited_for
     receipts = sorted((b.receipt for b in waited_for), reverse=True)
     enough = (len(receipts) + 1) // 2
-    self._waited_for = [b for b in waited_for if b.receipt in receipts[:enough]]
+    self._in_sync.waited_for = [b for b in waited_for if b.receipt in receipts[:enough]]
     _advance(self, now, outbox)
-    self._waited_for = waited_for
+    self._in_sync.waited_for = waited_for
 
 
 def _always(*_: object) -> bool:
     return True
 
 
-def _near_from_the_beginning(self: AnyOwner, backup: Backup) -> None:
+def _near_from_the_beginning(self: Backups, backup: Backup) -> None:
     _align(self, backup)
     backup.first_end = 1
 
 
-def _counts_lagging_commit(self: AnyOwner, candidate: Any) -> bool:
-    return bool(candidate.receipt >= self.commit)
+def _counts_lagging_commit(self: InSyncSet, candidate: Any) -> bool:
+    return bool(candidate.receipt >= self._release.commit)
 
 
 def _unknown_is_no(self: AnyOwner, now: float, outbox: list[Effect]) -> None:
-    for token, pending in list(self._pending.items()):
+    in_sync = self._in_sync
+    for token, pending in list(in_sync._pending.items()):
         if now >= pending.proposed_at + 0.2:
-            del self._pending[token]
-            self._renew(now)
+            del in_sync._pending[token]
+            in_sync.renew(now)
             self._advance(now, outbox)
     _wake(self, now, outbox)
 
@@ -122,13 +126,14 @@ def _unknown_is_no(self: AnyOwner, now: float, outbox: list[Effect]) -> None:
 
 
 def _everything_leaves_at_once(self: AnyOwner, now: float, outbox: list[Effect]) -> None:
-    self._ready.extend(effect for _, effect in self._effects)
-    self._effects.clear()
+    release = self._release
+    release._ready.extend(effect for _, effect in release._effects)
+    release._effects.clear()
     _seal(self, now, outbox)
 
 
-def _an_answer_without_an_op_leaves_at_once(self: AnyOwner, effect: object) -> None:
-    if self._effects and self._effects[-1][0] == self.log_end - 1:
+def _an_answer_without_an_op_leaves_at_once(self: Release, effect: object) -> None:
+    if self._effects and self._effects[-1][0] == self._growing.end - 1:
         self._ready.append(effect)
     else:
         _answer(self, effect)
@@ -201,21 +206,20 @@ def _the_old_owner_is_thrown_out(
 def _old_ops_are_accepted(
     self: AnyStream, message: StreamMessage, now: float, outbox: list[Effect]
 ) -> None:
-    shadow = self._shadow
-    if shadow is not None and isinstance(message, Segments) and message.gen == self.gen:
-        shadow.receive(message, now, outbox, by_link=False)
-        self._after_shadow(shadow, now, outbox)
+    following = self._following
+    if following.shadow is not None and isinstance(message, Segments) and message.gen == self.gen:
+        following.receive(message, now, outbox, by_link=False)
     else:
         _from_group(self, message, now, outbox)
 
 
 def _goes_on_giving_receipts(self: AnyStream, gen: int, epoch: int, outbox: list[Effect]) -> None:
-    shadow = self._shadow
+    shadow = self._following.shadow
     _see(self, gen, epoch, outbox)
     if shadow is not None and gen == shadow.copy.gen and not shadow.fill_end:
         shadow.epoch = epoch
         shadow.owner = Incarnation(shadow.owner.node, shadow.owner.inc)
-        self._shadow = shadow
+        self._following.shadow = shadow
 
 
 def _old_receipts_count(
@@ -297,21 +301,24 @@ _UNCHECKED: Final = (Owner, "check", _nothing)
 
 MUTANTS: Final[dict[str, Mutant]] = {
     "waits for the smaller set only": Mutant(
-        ((Owner, "_renew", _waits_for_the_smaller_set), _UNCHECKED)
+        ((InSyncSet, "renew", _waits_for_the_smaller_set), _UNCHECKED)
     ),
     "a joiner is not waited for": Mutant(
-        ((Owner, "_renew", _does_not_wait_for_the_joiner), _UNCHECKED)
+        ((InSyncSet, "renew", _does_not_wait_for_the_joiner), _UNCHECKED)
     ),
-    "release asks need": Mutant(((Owner, "_renew", _release_asks_need),)),
+    "release asks need": Mutant(((InSyncSet, "renew", _release_asks_need),)),
     "a majority is enough": Mutant(((Owner, "_advance", _majority_is_enough), _UNCHECKED)),
-    "a joiner is proposed before it caught up": Mutant(((Owner, "_has_all", _always),)),
+    "a joiner is proposed before it caught up": Mutant(((InSyncSet, "_has_all", _always),)),
     "a joiner is measured by a commit that lags": Mutant(
-        ((Owner, "_has_all", _counts_lagging_commit), (Owner, "_align", _near_from_the_beginning))
+        (
+            (InSyncSet, "_has_all", _counts_lagging_commit),
+            (Backups, "_align", _near_from_the_beginning),
+        )
     ),
     "an unknown outcome is a no": Mutant(((Owner, "wake", _unknown_is_no),)),
     "effects leave before release": Mutant(((Owner, "seal", _everything_leaves_at_once),)),
     "an answer without an op leaves at once": Mutant(
-        ((Owner, "answer", _an_answer_without_an_op_leaves_at_once),)
+        ((Release, "answer", _an_answer_without_an_op_leaves_at_once),)
     ),
     "deliveries leave whoever follows": Mutant(((Owner, "may_deliver", _always),)),
     "shrinks below min_copies on silence": Mutant(((Shrink, "_refusal", _shrinks_on_silence),)),
@@ -337,9 +344,9 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a history keeps entries beyond its log": Mutant(
         ((stream_module, "begun", _keeps_all_entries),)
     ),
-    "a deposed owner keeps its tail": Mutant(((stream_module, "plan", _the_tail_stays),)),
+    "a deposed owner keeps its tail": Mutant(((following_module, "plan", _the_tail_stays),)),
     "a log is cut below applied": Mutant(
-        ((stream_module, "plan", _cuts_below_applied), (Copy, "cut", _cut_leaves_the_state))
+        ((following_module, "plan", _cuts_below_applied), (Copy, "cut", _cut_leaves_the_state))
     ),
     "the tail is dropped at promotion": Mutant(((Stream, "_promote", _drops_the_tail),)),
     "serves before the tail is applied": Mutant(

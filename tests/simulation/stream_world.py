@@ -853,7 +853,7 @@ class StreamWorld:
         role = stream.role
         if role is Role.OWNER:
             self._check_owner(life)
-        elif stream._shadow is not None and not stream._why:
+        elif stream._following.shadow is not None and not stream.why:
             owned = self.owners.get((stream.gen, stream.epoch))
             if owned is not None and _sum(life, stream.applied) != _at(owned.sums, stream.applied):
                 raise Violation(f"SI10: {life.who} applied what {owned.who} does not have")

@@ -1,0 +1,67 @@
+"""What this node wants changed in the cluster map, from the wish to the answer.
+
+What is proposed in one turn of the loop travels to the register as one change, when it is this
+node's turn (`turns.py`). Who asked is told what became of it, by the number of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from replication.core.changes import Function
+from replication.core.register import Register
+from replication.core.register_effects import Changed, Effect
+from replication.core.turns import Turns
+
+
+class Proposals:
+    """The wishes of one node's streams, and of those that care for the map.
+
+    Attributes:
+        caring: A wish of those that care is on its way and not answered. They say nothing new
+            before: without a majority it would pile up.
+    """
+
+    def __init__(self, register: Register, turns: Turns) -> None:
+        self.caring = False
+        self._register = register
+        self._turns = turns
+        self._waiting: list[tuple[Function, int | None, int]] = []
+        self._asked: dict[int, list[tuple[int | None, int]]] = {}
+        self._caring_request: int | None = None
+
+    def by_stream(self, sid: int, token: int, function: Function) -> None:
+        """The stream is told the outcome, by its token."""
+        self._waiting.append((function, sid, token))
+
+    def by_care(self, functions: Sequence[Function]) -> None:
+        self._waiting += [(function, None, 0) for function in functions]
+
+    def hand_over(self, now: float, outbox: list[Effect]) -> bool:
+        """Let the register have what waits, if it can. Whether it has."""
+        if not self._may_go() or now < self._turns.since:
+            return False
+        waiting, self._waiting = self._waiting, []
+        request = self._register.change([function for function, _, _ in waiting], now, outbox)
+        self._asked[request] = [(sid, token) for _, sid, token in waiting]
+        if any(sid is None for _, sid, _ in waiting):
+            self._caring_request = request
+            self.caring = True
+        return True
+
+    def answered(self, effect: Changed) -> list[tuple[int, int, str]]:
+        """What became of a request: (sid, token, result) for each wish of a stream."""
+        if effect.request == self._caring_request:
+            self.caring = False
+        asked = self._asked.pop(effect.request, [])
+        return [
+            (sid, token, result)
+            for (sid, token), result in zip(asked, effect.results, strict=False)
+            if sid is not None
+        ]
+
+    def next_deadline(self) -> float | None:
+        return self._turns.since if self._may_go() else None
+
+    def _may_go(self) -> bool:
+        return bool(self._waiting) and self._register.value is not None
