@@ -14,19 +14,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 import uvloop
 
 from broker.config import Config, host_and_port, node_settings
+from broker.core.events import DiskDone
 from broker.core.node import Node
 from broker.core.settings import NodeSettings
 from broker.runtime.client_listener import ClientListener
 from broker.runtime.connection import bound_socket
 from broker.runtime.logs import Logs
+from broker.runtime.page_io import PageIo
 from broker.runtime.peer_links import PeerLinks
 from broker.runtime.shell import Roads, Shell
 from broker.runtime.store import Store
+from paging.files import FileFault, PageFiles, Removal
+from paging.pagefile import LIFE_BYTES
 from replication.core.events import Level
 from replication.core.identity import Incarnation
 from replication.core.member import digest
@@ -58,10 +63,11 @@ def run_node(config: Config, logs: Logs, *, plain_asyncio: bool, with_parent: bo
             for key in ("clients", "peers")
         ]
         _allow_many_sockets()
+        files = _page_files(directory, logs)
         slots = SlotFile(directory / "vote")
         held.callback(slots.close)
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(_run(node_settings(config), logs, sockets, slots, with_parent))
+            return runner.run(_run(node_settings(config), logs, sockets, slots, files, with_parent))
 
 
 async def _run(
@@ -69,6 +75,7 @@ async def _run(
     logs: Logs,
     sockets: list[socket.socket],
     slots: SlotFile,
+    files: PageFiles,
     with_parent: bool,
 ) -> int:
     core = Node(
@@ -97,8 +104,30 @@ async def _run(
             peers=PeerLinks(peers, shell.feed_peer),
             group=group,
             store=Store(slots.write, shell.feed),
+            pages=PageIo(files, lambda done: shell.feed(DiskDone(done))),
         )
     )
+
+
+def _page_files(directory: Path, logs: Logs) -> PageFiles:
+    """Where pages go. What an earlier process left there is removed, in a thread."""
+    try:
+        files = PageFiles.open(directory, secrets.token_bytes(LIFE_BYTES))
+    except FileFault as error:
+        raise StartError(f"node.dir: {error}") from error
+
+    def tidy() -> None:
+        done = Removal()
+        for so_far in files.remove_earlier_lives():
+            done = so_far
+        if done.files:
+            fields: dict[str, object] = {"files": done.files, "bytes": done.bytes}
+            logs.write(Level.INFO, "removed the pages of a process that was killed", fields)
+        for sentence in done.left:
+            logs.write(Level.WARNING, sentence)
+
+    Thread(target=tidy, name="tanist-tidy", daemon=True).start()
+    return files
 
 
 def _hear_of_failures(shell: Shell, logs: Logs) -> None:

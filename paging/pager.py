@@ -198,7 +198,7 @@ class Pager:
             self._books[pages] = Book(sid, gen, part, copy)
             return pages
 
-        return Shelf(tally, new_pages)
+        return Shelf(tally, new_pages, copy)
 
     def retain(self, tallies: set[Tally]) -> None:
         """All other copies are no more."""
@@ -215,6 +215,16 @@ class Pager:
     def resident_bytes(self) -> int:
         """What all pages take up in memory."""
         return sum(tally.resident_bytes for tally in self._tallies)
+
+    @property
+    def hits(self) -> int:
+        """Pages that had been away, and were in memory when a consumer came to them."""
+        return sum(tally.hits for tally in self._tallies)
+
+    @property
+    def misses(self) -> int:
+        """Pages that a consumer had to wait for."""
+        return sum(tally.misses for tally in self._tallies)
 
     @property
     def disk_bytes(self) -> int:

@@ -68,6 +68,8 @@ class Shelf:
     tally: Tally
     new_pages: Callable[[int], Pages]
     """Makes those of one part, by its number."""
+    copy: int = 0
+    """Tells the copies of one post office apart that this process had, if there is a pager."""
 
     @staticmethod
     def in_memory(*, page_bytes: int = PAGE_BYTES) -> Shelf:

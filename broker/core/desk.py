@@ -71,7 +71,9 @@ class Desk:
         self.sid = stream.sid
         self.stream = stream
         self.office = office
-        dispatcher = Dispatcher(office, unacked_max=limits.consumer_credit_messages_max)
+        dispatcher = self._dispatcher = Dispatcher(
+            office, unacked_max=limits.consumer_credit_messages_max
+        )
         self._handout = Handout(office, stream.answer)
         self.producers = Producers(
             stream=stream,
@@ -165,6 +167,10 @@ class Desk:
                 self.consumers.closed(channel)
             case _:
                 raise AssertionError(f"a channel of no kind: {channel}")
+
+    def pages_arrived(self, part: int) -> None:
+        """More of a part is in memory, so that a consumer may be handed what it waited for."""
+        self._dispatcher.touched(self.office.queue_of(part))
 
     # Requests about a queue's part
 

@@ -82,11 +82,13 @@ class Desks:
     # Memory
 
     def used_bytes(self) -> int:
-        """What the budget is spent on: queues, kept segments, tails, parked publishes."""
+        """What the budget is spent on: pages in memory, kept segments, parked publishes."""
         streams = self._member.streams.values()
         held = sum(stream.kept_bytes for stream in streams)
         queues = sum(
-            stream.machine.bytes for stream in streams if isinstance(stream.machine, PostOffice)
+            stream.machine.resident_bytes
+            for stream in streams
+            if isinstance(stream.machine, PostOffice)
         )
         return held + queues + sum(desk.producers.parked_bytes for desk in self.offices.values())
 

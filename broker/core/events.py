@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from paging.disk import Done, Job
 from replication.core.events import (
     Dial as Dial,
     DialFailed as DialFailed,
@@ -64,7 +65,14 @@ class Stop:
     """The operator wants the node to end."""
 
 
-Event = PeerEvent | ClientOpened | ClientData | ClientLost | Stop
+@dataclass(slots=True)
+class DiskDone:
+    """What became of jobs for the disk with pages."""
+
+    done: list[Done]
+
+
+Event = PeerEvent | ClientOpened | ClientData | ClientLost | DiskDone | Stop
 
 
 @dataclass(slots=True)
@@ -87,7 +95,14 @@ class ListenForClients:
     """Open the client listener: the map shows this node up, and the catalog has an owner."""
 
 
-Effect = PeerEffect | ClientWrite | ClientClose | ListenForClients
+@dataclass(slots=True)
+class DiskJobs:
+    """Jobs for the disk with pages, none of which the node waits for."""
+
+    jobs: list[Job]
+
+
+Effect = PeerEffect | ClientWrite | ClientClose | ListenForClients | DiskJobs
 
 READ_BYTES_MAX: Final = 256 << 10
 """Read from one socket in one turn of the loop; the rest waits for the next turn."""

@@ -13,10 +13,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Table `[limits]` of a node's file. All sizes are in bytes."""
 
     budget_bytes: AtLeastOne = 1 << 30
-    """Queues, windows, tails and kept segments of the node. At 90 % publishers get no credit."""
+    """Pages in memory, windows, tails and kept segments of the node. Above 75 % pages are written
+    to files; at 90 % publishers get no credit."""
 
-    queue_bytes_max: AtLeastOne = 512 << 20
-    """Held per partial queue. Above it its producers get no credit, or REFUSED full."""
+    queue_bytes_max: AtLeastOne = 1 << 40
+    """Held per partial queue, in memory and in page files. Above it its producers get no credit,
+    or REFUSED full."""
+
+    queue_resident_bytes_max: AtLeastOne = 1 << 40
+    """Of that in memory: what is beyond it is written to page files, even if memory is left."""
+
+    page_bytes: Annotated[int, msgspec.Meta(ge=64 << 10, le=64 << 20)] = 1 << 20
+    """Of one page: so much is collected before it is written, and read at once."""
+
+    read_ahead_bytes: AtLeastOne = 8 << 20
+    """Per partial queue: read from page files before consumers come to it."""
+
+    disk_free_bytes_min: AtLeastOne = 1 << 30
+    """Left free on the disk of `node.dir`. Below it no page is written."""
 
     window_bytes: AtLeastOne = 64 << 20
     """Uncommitted ops per stream. Publishes that do not fit wait in order."""

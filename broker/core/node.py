@@ -28,6 +28,7 @@ from broker.core.events import (
     ClientData,
     ClientLost,
     ClientOpened,
+    DiskDone,
     Effect,
     Event,
     Exit,
@@ -44,6 +45,7 @@ from broker.core.reception import Reception
 from broker.core.requests import Requests
 from broker.core.settings import NodeSettings
 from broker.core.status import StatusReport
+from broker.core.storeroom import Storeroom
 from broker.core.topology import topology_of
 from broker.core.waiting import WaitingRoom
 from replication.core import stream_events as stream_says
@@ -60,6 +62,8 @@ from replication.core.member import (
 )
 from replication.core.stream import StreamLimits
 
+REPAIR_PART: Final = 16
+"""Of each stream no more than this part of the budget is kept for repair."""
 SWEEP_S: Final = 0.25
 """How often waiting requests, definitions and isolation are looked at, besides at events."""
 
@@ -85,13 +89,14 @@ class Node:
     ) -> None:
         self.me = me
         limits, timing = settings.limits, settings.timing
+        self._storeroom = Storeroom(limits)
         self.member = Member(
             _member_settings(settings),
             me=me,
             acceptor_inc=acceptor_inc,
             saved=saved,
             draw=draw,
-            make=_make_machine,
+            make=self._make_machine,
             free_bytes=lambda: self.desks.free_bytes(),
         )
         self.desks = Desks(self.member, limits=limits, timing=timing)
@@ -105,6 +110,7 @@ class Node:
             definitions=self.definitions,
             lobby=self._lobby,
             waiting=self._waiting,
+            storeroom=self._storeroom,
         )
         requests = Requests(
             member=self.member,
@@ -112,7 +118,7 @@ class Node:
             definitions=self.definitions,
             waiting=self._waiting,
             limits=limits,
-            status=status.document,
+            status=status,
         )
         self._reception = Reception(
             lobby=self._lobby, desks=self.desks, waiting=self._waiting, requests=requests
@@ -132,6 +138,8 @@ class Node:
                 self._lobby.opened(event.connection, now, outbox)
             case ClientLost():
                 self._reception.lost(event.connection, now)
+            case DiskDone():
+                self._storeroom.handle(event, now)
             case Stop():
                 self._stop(outbox)
             case Wake():
@@ -141,7 +149,9 @@ class Node:
 
     def end_turn(self, now: float, outbox: list[Effect]) -> None:
         """The end of a turn of the loop in which something happened."""
+        self._storeroom.hand_over(self.desks)
         self.desks.end_turn(now, outbox)
+        self._storeroom.end_turn(now, self.desks.used_bytes(), outbox)
         self._member(lambda peers: self.member.end_turn(now, peers), now, outbox)
 
     def next_deadline(self) -> float | None:
@@ -151,6 +161,7 @@ class Node:
             self.desks.next_deadline(),
             self._lobby.next_deadline(),
             self._waiting.next_deadline(),
+            self._storeroom.next_deadline(),
         )
         return min(at for at in deadlines if at is not None)
 
@@ -230,6 +241,7 @@ class Node:
             return
         self._sweep_at = now + SWEEP_S
         self.desks.sweep(now, outbox)
+        self._storeroom.sweep(self.member)
         self.definitions.sweep(now, outbox)
         self.desks.look_around(self._lobby, now, outbox)
         self._reception.try_again(now, outbox)
@@ -239,6 +251,9 @@ class Node:
             self._stopping = True
             self._reception.stop(outbox)
             outbox.append(Exit(0, "stopped"))
+
+    def _make_machine(self, sid: int, gen: int) -> Catalog | PostOffice:
+        return Catalog(sid, gen) if sid == CATALOG_SID else self._storeroom.new_office(sid, gen)
 
 
 def _member_settings(settings: NodeSettings) -> MemberSettings:
@@ -259,10 +274,6 @@ def _member_settings(settings: NodeSettings) -> MemberSettings:
         stream_limits=StreamLimits(
             window_bytes=limits.window_bytes,
             window_ops=limits.window_ops,
-            repair_bytes=limits.repair_bytes,
+            repair_bytes=min(limits.repair_bytes, limits.budget_bytes // REPAIR_PART),
         ),
     )
-
-
-def _make_machine(sid: int, gen: int) -> Catalog | PostOffice:
-    return Catalog(sid, gen) if sid == CATALOG_SID else PostOffice(sid, gen)

@@ -295,6 +295,11 @@ class PostOffice:
         """Bytes of all batches that are kept, in memory or not."""
         return self.shelf.tally.bytes
 
+    @property
+    def resident_bytes(self) -> int:
+        """What they take up in memory, those that are there."""
+        return self.shelf.tally.resident_bytes
+
     def part_of(self, queue_id: int) -> int | None:
         """The number of the part of a queue, if it was ever used here."""
         return self._part_of.get(queue_id)

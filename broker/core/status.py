@@ -1,14 +1,18 @@
 """What a node tells people and programs that watch it: one JSON object.
 
-Everything is derived when it is asked for; nothing is counted twice.
+Everything is derived when it is asked for; nothing is counted twice. What grows with the
+number of queues comes in pages, so that each answer fits into a frame.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from broker.core.definitions import Definitions
 from broker.core.desks import Desks
 from broker.core.lobby import Lobby
 from broker.core.settings import NodeSettings
+from broker.core.storeroom import Storeroom
 from broker.core.waiting import WaitingRoom
 from replication.core.clustermap import CATALOG_SID, StreamEntry, superseded, wanted
 from replication.core.member import Member
@@ -29,6 +33,7 @@ class StatusReport:
         definitions: Definitions,
         lobby: Lobby,
         waiting: WaitingRoom,
+        storeroom: Storeroom,
     ) -> None:
         self._settings = settings
         self._member = member
@@ -36,6 +41,7 @@ class StatusReport:
         self._definitions = definitions
         self._lobby = lobby
         self._waiting = waiting
+        self._storeroom = storeroom
 
     def document(self, now: float) -> Document:
         member, value = self._member, self._member.map
@@ -59,13 +65,14 @@ class StatusReport:
                 for name, entry in nodes
             },
             "streams": {str(sid): self._stream(sid, entry, now) for sid, entry in streams},
-            "queues": self._queues(),
+            "queues": self._totals(),
             "clients": len(self._lobby),
             "waiting_requests": len(self._waiting),
             "memory": {
                 "used_bytes": self._desks.used_bytes(),
                 "budget_bytes": self._settings.limits.budget_bytes,
             },
+            "paging": self._storeroom.document(),
         }
 
     def _stream(self, sid: int, entry: StreamEntry, now: float) -> Document:
@@ -132,27 +139,44 @@ class StatusReport:
             warnings.append(f"waiting for transfer: {stream.why}")
         return warnings
 
-    def _queues(self) -> list[Document]:
-        """The queues of the catalog, with what the post offices owned here have of them."""
+    def queues(self, after: str, most: int) -> Document:
+        """A page of the catalog's queues, with what the post offices owned here have of them."""
         catalog = self._definitions.catalog
-        if catalog is None:
-            return []
-        return [
-            {
-                "name": queue.name,
-                "id": queue.id,
-                "spread": queue.spread,
-                "sid": queue.sid,
-                "parts_here": {
-                    str(sid): {
-                        "ready": stat.ready,
-                        "in_flight": stat.in_flight,
-                        "bytes": stat.bytes,
-                    }
-                    for sid, desk in sorted(self._desks.offices.items())
-                    for stat in (desk.office.stat(queue.id),)
-                    if stat.ready or stat.in_flight or stat.bytes
-                },
-            }
-            for queue in catalog.queues()
+        page, go_on_after = catalog.page(after, most) if catalog is not None else ([], "")
+        return {
+            "node": self._member.me.node,
+            "incarnation": f"{self._member.me.inc:x}",
+            "queues": [
+                {
+                    "name": queue.name,
+                    "id": queue.id,
+                    "spread": queue.spread,
+                    "sid": queue.sid,
+                    **self._sum([queue.id]),
+                }
+                for queue in page
+            ],
+            "go_on_after": go_on_after,
+        }
+
+    def _totals(self) -> Document:
+        """How many queues there are, and what the post offices owned here have of them all."""
+        catalog = self._definitions.catalog
+        ids = {
+            queue_id
+            for desk in self._desks.offices.values()
+            for queue_id in desk.office.queue_ids()
+        }
+        return {"count": 0 if catalog is None else len(catalog), **self._sum(ids)}
+
+    def _sum(self, queue_ids: Collection[int]) -> dict[str, int]:
+        stats = [
+            desk.office.stat(queue_id)
+            for desk in self._desks.offices.values()
+            for queue_id in queue_ids
         ]
+        return {
+            "ready": sum(stat.ready for stat in stats),
+            "in_flight": sum(stat.in_flight for stat in stats),
+            "bytes": sum(stat.bytes for stat in stats),
+        }

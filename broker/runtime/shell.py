@@ -34,6 +34,7 @@ from broker.core.events import (
     ClientClose,
     ClientWrite,
     Dial,
+    DiskJobs,
     Effect,
     Event,
     Exit,
@@ -56,6 +57,7 @@ from broker.runtime.client_listener import ClientListener
 from broker.runtime.collector import Collector
 from broker.runtime.connection import Connection
 from broker.runtime.logs import Logs
+from broker.runtime.page_io import PageIo
 from broker.runtime.peer_links import PeerLinks
 from broker.runtime.store import Store
 from replication.groups.transport import GroupTransport
@@ -92,6 +94,7 @@ class Roads:
     peers: PeerLinks
     group: GroupTransport
     store: Store
+    pages: PageIo
 
 
 class Shell:
@@ -136,6 +139,8 @@ class Shell:
             self._logs.write(Level.DEBUG, "group", asdict(roads.group.health()))
             roads.group.close()
             roads.peers.close()
+            if not await roads.pages.close():
+                self._logs.write(Level.WARNING, "pages are left, and removed at the next start")
             self._collector.stop()
             return code
 
@@ -261,6 +266,9 @@ class Shell:
                     roads.group.publish(effect.parts)
                 case Persist():
                     roads.store.persist(effect)
+                case DiskJobs():
+                    for job in effect.jobs:
+                        roads.pages.submit(job)
                 case ClientClose():
                     closing.append(roads.clients.connections.get(effect.connection))
                 case PeerClose():

@@ -23,6 +23,8 @@ from broker.core.events import (
     ClientWrite,
     Dial,
     DialFailed,
+    DiskDone,
+    DiskJobs,
     Effect,
     Event,
     Exit,
@@ -46,10 +48,15 @@ from broker.core.limits import Limits
 from broker.runtime.client_listener import ClientListener
 from broker.runtime.connection import bound_socket
 from broker.runtime.logs import Form, Logs
+from broker.runtime.page_io import PageIo
 from broker.runtime.peer_links import PeerLinks
 from broker.runtime.shell import EXIT_BUG, Roads, Shell, clock
 from broker.runtime.store import Store
+from paging.disk import Done, RemoveBook, WritePage, Written
+from paging.files import PageFiles
+from paging.pagefile import LIFE_BYTES, BlockImage, Book, PageKey
 from replication.groups.memory import Bus, MemoryGroup
+from tanist.wire.batch import seal
 
 WAIT_S = 10.0
 
@@ -86,7 +93,12 @@ class Node:
     """A shell on loopback with a core of the test's."""
 
     def __init__(
-        self, bus: Bus, logs: Logs, limits: Limits, write: Callable[[bytes], None]
+        self,
+        bus: Bus,
+        logs: Logs,
+        limits: Limits,
+        write: Callable[[bytes], None],
+        files: PageFiles,
     ) -> None:
         self.core = ScriptedCore()
         self.shell = Shell(self.core, logs, limits)
@@ -101,6 +113,7 @@ class Node:
             peers=PeerLinks(peers, self.shell.feed_peer),
             group=group,
             store=Store(write, self.shell.feed),
+            pages=PageIo(files, lambda done: self.shell.feed(DiskDone(done))),
         )
         self.ended = asyncio.ensure_future(self.shell.run(self.roads))
         self._writers: list[asyncio.StreamWriter] = []
@@ -152,7 +165,8 @@ class World:
     def node(
         self, limits: Limits | None = None, write: Callable[[bytes], None] = lambda blob: None
     ) -> Node:
-        node = Node(self.bus, self.logs, limits or Limits(), write)
+        files = PageFiles(self.log.parent, bytes([len(self.nodes)]) * LIFE_BYTES)
+        node = Node(self.bus, self.logs, limits or Limits(), write, files)
         self.nodes.append(node)
         return node
 
@@ -570,3 +584,29 @@ def test_who_asks_twice_to_stop_is_not_kept_waiting(run: Run) -> None:
         assert node.core.saw(Stop) == [Stop()]
 
     run(test)
+
+
+def test_jobs_for_the_disk_are_done_in_threads_and_answered(
+    run: Callable[[Callable[[World], Awaitable[None]]], World],
+) -> None:
+    # Given a node, and a page with one batch
+    key = PageKey(Book(1, 1, 1, 1), first=0, version=1)
+    one = seal([b"a"], [], flags=0, first_n=1, time_ms=1)
+
+    async def scene(world: World) -> None:
+        node = world.node()
+
+        # When its core has a page written
+        node.do(DiskJobs([WritePage(key, 1, [BlockImage(0, one, None)])]))
+        await node.until(lambda: bool(node.core.saw(DiskDone)))
+
+        # Then it is told when it is done
+        done: list[Done] = node.core.saw(DiskDone)[0].done
+        assert [type(answer) for answer in done] == [Written]
+        assert list(world.log.parent.glob("pages/*/*/*.page"))
+        node.do(DiskJobs([RemoveBook(key.book)]))
+
+    world = run(scene)
+
+    # And when the node has ended nothing is left
+    assert not list(world.log.parent.glob("pages/*"))

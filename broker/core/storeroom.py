@@ -1,0 +1,86 @@
+"""The storeroom of a node: the pages of all its post offices, owned or followed.
+
+It lends the pager what that does not know: how much of the node's budget pages may take up,
+which copies still exist, and which consumers wait for what was brought back from a file.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.core.desks import Desks
+from broker.core.events import DiskDone, DiskJobs, Effect, Level, Log
+from broker.core.limits import Limits
+from broker.core.post_office import PostOffice
+from paging.disk import Job
+from paging.pager import DiskRecovered, DiskTrouble, PageDamaged, Pager
+from replication.core.member import Member
+
+PAGES_SHARE: Final = 0.75
+"""Of the node's budget: with pages in memory, no more than this is used. Publishers get credit
+up to a higher share, so that a disk that keeps up never stops them."""
+
+
+class Storeroom:
+    """See the module docstring."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.pager = Pager(page_bytes=limits.page_bytes, ahead_bytes=limits.read_ahead_bytes)
+
+    def new_office(self, sid: int, gen: int) -> PostOffice:
+        """A copy of a post office without content."""
+        return PostOffice(sid, gen, shelf=self.pager.shelf(sid, gen))
+
+    def handle(self, event: DiskDone, now: float) -> None:
+        for done in event.done:
+            self.pager.handle(done, now)
+
+    def hand_over(self, desks: Desks) -> None:
+        """Tell the desks what was brought back. Before deliveries are planned."""
+        for book in self.pager.take_arrived():
+            desk = desks.offices.get(book.sid)
+            if desk is not None and desk.office.shelf.copy == book.copy:
+                desk.pages_arrived(book.part)
+
+    def end_turn(self, now: float, used_bytes: int, outbox: list[Effect]) -> None:
+        """Have pages written and read. `used_bytes`: of the whole budget, pages included."""
+        others = used_bytes - self.pager.resident_bytes
+        room = int(PAGES_SHARE * self._limits.budget_bytes) - others
+        jobs: list[Job] = []
+        self.pager.end_turn(now, room, jobs)
+        if jobs:
+            outbox.append(DiskJobs(jobs))
+        for news in self.pager.take_news():
+            match news:
+                case DiskTrouble():
+                    fields: dict[str, object] = {"fault": news.fault.value, "why": news.sentence}
+                    outbox.append(Log(Level.ERROR, "pages cannot be written", fields))
+                case DiskRecovered():
+                    outbox.append(Log(Level.INFO, "pages can be written again", {}))
+                case PageDamaged():
+                    outbox.append(Log(Level.ERROR, "a page cannot be read", {"why": news.sentence}))
+
+    def sweep(self, member: Member) -> None:
+        """Let go of what belonged to copies that are no more."""
+        machines = [stream.machine for stream in member.streams.values()]
+        self.pager.retain({m.shelf.tally for m in machines if isinstance(m, PostOffice)})
+
+    def document(self) -> dict[str, object]:
+        """For the status of the node."""
+        pager, counts = self.pager, self.pager.counts()
+        return {
+            "pages": counts.pages,
+            "pages_on_disk": counts.pages_away,
+            "memory_bytes": pager.resident_bytes,
+            "disk_bytes": pager.disk_bytes,
+            "writing": counts.writing,
+            "reading": counts.reading,
+            "read_ahead_hits": pager.hits,
+            "read_ahead_misses": pager.misses,
+            "damaged": counts.damaged,
+            "trouble": pager.trouble.sentence if pager.trouble is not None else "",
+        }
+
+    def next_deadline(self) -> float | None:
+        return self.pager.next_deadline()
