@@ -52,7 +52,7 @@ from tanist.errors import Error
 KEEP: Final = "KEEP"
 
 HEAD_BYTES: Final = 4096
-"""Read at once where one block is wanted: header and directory of a page of 140 blocks."""
+"""Read at once where one block is wanted: header and directory of a page of 143 blocks."""
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 _LIFE_NAME: Final = re.compile(f"[0-9a-f]{{{2 * LIFE_BYTES}}}")
