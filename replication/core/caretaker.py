@@ -40,33 +40,37 @@ class Presence:
 
 
 class Caretaker:
-    """What one node proposes for the good of all."""
+    """What one node proposes for the good of all.
+
+    Attributes:
+        entered: This process stood in the map: from then on its name belongs to it until a
+            later process enters.
+    """
 
     def __init__(self, *, me: Incarnation, presence: Presence) -> None:
         self._me = me
         self._presence = presence
         self._since: dict[tuple[str, int], float] = {}
         self._again_at = 0.0
-        self._entered = False
+        self.entered = False
 
-    def replaced_by(self, value: ClusterMap) -> Incarnation | None:
-        """A process that came up later under our name, if there is one.
+    def learned(self, value: ClusterMap) -> Incarnation | None:
+        """There is a newer map. Says who came up later under our name, if anybody did.
 
         Before our own `NodeUp` the map shows an earlier life of ours: that is none.
         """
         entry = value.nodes.get(self._me.node)
-        if entry is None or not self._entered or entry.proc_inc == self._me.inc:
+        if entry is None or entry.proc_inc == self._me.inc:
+            self.entered |= entry is not None
             return None
-        return incarnation(value, self._me.node)
+        return incarnation(value, self._me.node) if self.entered else None
 
     def wake(self, value: ClusterMap, links: Links, now: float) -> list[Function]:
         """What to propose now. At most one round of proposals in a second."""
-        entry = value.nodes.get(self._me.node)
-        if entry is not None and entry.proc_inc == self._me.inc:
-            self._entered = True
+        self.learned(value)
         if now < self._again_at:
             return []
-        functions = self._enter(value) if not self._entered else self._care(value, links, now)
+        functions = self._enter(value) if not self.entered else self._care(value, links, now)
         if functions:
             self._again_at = now + TURN_S
         return functions

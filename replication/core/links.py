@@ -19,7 +19,8 @@ Rules
 -----
 1. Two links between the same two incarnations: that dialed by the smaller name is kept, or
    the newer one if both were dialed from the same side. So both sides choose the same one.
-2. A node that answers under our own name is reported, never linked.
+2. A node that answers under our own name is reported, never linked. A node that starts asks
+   for one, at the address where its name was last known.
 """
 
 from __future__ import annotations
@@ -153,6 +154,8 @@ class Links:
         self._dead: set[Incarnation] = set()
         self._beat_at: float | None = None
         self._beats = 0
+        self._own_dial = False
+        self._own_link: int | None = None
         self.lateness_s = 0.0
         """How late the last heartbeats left: the lag of our own loop."""
         self.cluster_id = ""
@@ -176,7 +179,22 @@ class Links:
         """When this incarnation last showed life; `now` if it was never asked for before."""
         return self._life_at.setdefault(who, now)
 
+    @property
+    def asks_for_namesake(self) -> bool:
+        """Whether `ask_for_namesake` has not been answered yet."""
+        return self._own_dial or self._own_link is not None
+
     # What may be told
+
+    def ask_for_namesake(self, address: str, outbox: list[PeerEffect]) -> None:
+        """Find out whether another process lives under our own name, at this address.
+
+        It is dialed once: who does not answer is no obstacle, since a process of that name
+        that is gone, or whose machine is, is what a restart is for.
+        """
+        assert not self.asks_for_namesake
+        self._own_dial = True
+        outbox.append(Dial(self._me.node, address))
 
     def meet(self, node: str, address: str, now: float, outbox: list[PeerEffect]) -> None:
         """There is such a node, at this address. Dials it once, at the first time."""
@@ -268,7 +286,9 @@ class Links:
         outbox.append(Dial(node, peer.address))
 
     def _opened(self, event: PeerOpened, now: float, outbox: list[PeerEffect]) -> None:
-        if event.dialed is not None:
+        if event.dialed == self._me.node:
+            self._own_dial, self._own_link = False, event.link
+        elif event.dialed is not None:
             self._peers[event.dialed].dialing = False
         self._links[event.link] = _Link(event.link, event.dialed is not None, now)
         hello = PeerHello(
@@ -281,6 +301,9 @@ class Links:
         outbox.append(PeerWrite(event.link, peer_frame(hello)))
 
     def _dial_failed(self, event: DialFailed, now: float, news: list[LinkNews]) -> None:
+        if event.node == self._me.node:
+            self._own_dial = False
+            return
         peer = self._peers[event.node]
         peer.dialing = False
         if peer.link is not None:
@@ -296,6 +319,9 @@ class Links:
         self, number: int, now: float, outbox: list[PeerEffect], news: list[LinkNews]
     ) -> None:
         link = self._links.pop(number, None)
+        if number == self._own_link:
+            self._own_link = None
+            return
         if link is None or link.who is None:
             if link is not None and link.dialed:
                 self._redial_unbound(now)
@@ -308,6 +334,13 @@ class Links:
         # At once: if nobody listens there any more, that is the proof of a death.
         peer.pause_s = PROVE_AGAIN_S
         self._dial(link.who.node, peer, outbox)
+
+    def _drop(self, link: _Link, outbox: list[PeerEffect]) -> None:
+        """Close a link that is not to be bound."""
+        outbox.append(PeerClose(link.number))
+        del self._links[link.number]
+        if link.number == self._own_link:
+            self._own_link = None
 
     def _redial_unbound(self, now: float) -> None:
         # A dialed link that closed before it was bound names nobody: try all who lack one.
@@ -378,13 +411,16 @@ class Links:
         outbox: list[PeerEffect],
         news: list[LinkNews],
     ) -> None:
-        self._check_hello(hello)
         who = hello.me
-        if who.node == self._me.node:
+        if who.node == self._me.node and hello.cluster == self._cluster:
             if who != self._me:
                 news.append(Namesake(who))
-            outbox.append(PeerClose(link.number))
-            del self._links[link.number]
+            self._drop(link, outbox)
+            return
+        self._check_hello(hello)
+        if link.number == self._own_link:
+            # Our name was known at this address once, and another node lives there now.
+            self._drop(link, outbox)
             return
         peer = self._peers.setdefault(who.node, _Peer(""))
         if peer.link is not None:
@@ -392,8 +428,7 @@ class Links:
             same_side = old.dialed == link.dialed
             mine_is_kept = self._me.node < who.node
             if old.who == who and not same_side and old.dialed == mine_is_kept:
-                outbox.append(PeerClose(link.number))
-                del self._links[link.number]
+                self._drop(link, outbox)
                 return
             outbox.append(PeerClose(old.number))
             del self._links[old.number]

@@ -247,7 +247,7 @@ class Member:
         for sid, stream in self.streams.items():
             stream.seal(now, self._outbox_of(sid))
         self._carry_on(now, outbox)
-        if self._look_around and not self._proposals.caring:
+        if self._look_around and not self._proposals.caring and not self.links.asks_for_namesake:
             self._look_around = False
             self._take_care(now, outbox)
         if self._proposals.hand_over(now, self._register_outbox):
@@ -347,9 +347,18 @@ class Member:
                         Log(Level.INFO, "lost the link to a node", {"peer": str(item.who)})
                     )
                 case Namesake():
-                    outbox.append(Exit(1, _namesake(item.who)))
+                    self._met_namesake(item.who, outbox)
                 case _:
                     assert_never(item)
+
+    def _met_namesake(self, who: Incarnation, outbox: list[PeerEffect]) -> None:
+        if not self._caretaker.entered:
+            outbox.append(Exit(1, _namesake(who)))
+            return
+        # The other one came later and is told the same by our answer. Should it enter all the
+        # same, the map will say so, and this process ends.
+        sentence = "another process was started under this node's name"
+        outbox.append(Log(Level.WARNING, sentence, {"peer": str(who)}))
 
     def _from_link(self, frame: FromLink, now: float, outbox: list[PeerEffect]) -> None:
         who = frame.who
@@ -476,10 +485,12 @@ class Member:
                 if before.inc != entry.proc_inc:
                     self.links.forget(before)
         self._follow_groups(value.map, outbox)
-        newcomer = self._caretaker.replaced_by(value.map)
+        newcomer = self._caretaker.learned(value.map)
         if newcomer is not None:
             outbox.append(Exit(1, _namesake(newcomer)))
             return
+        if old is None and not self._caretaker.entered:
+            self._ask_for_namesake(value.map, outbox)
         for sid in sorted(value.map.streams):
             stream = self.streams.get(sid)
             if stream is None:
@@ -491,6 +502,12 @@ class Member:
                     # It was told when it was proven, perhaps to another owner than this one.
                     stream.handle(stream_says.Dead(who), now, self._outbox_of(sid))
         self._news.append(MapLearned(value.ver))
+
+    def _ask_for_namesake(self, value: ClusterMap, outbox: list[PeerEffect]) -> None:
+        """Before this process does anything: is an earlier one of its name gone?"""
+        entry = value.nodes.get(self.me.node)
+        if entry is not None and entry.proc_inc and entry.peers:
+            self.links.ask_for_namesake(entry.peers, outbox)
 
     def _new_stream(self, sid: int) -> Stream[Any, Any]:
         return Stream(

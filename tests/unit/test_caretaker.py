@@ -176,8 +176,8 @@ def test_a_later_process_under_our_name_is_noticed() -> None:
     newer = replace(value, nodes={**value.nodes, "a": replace(value.nodes["a"], proc_inc=9)})
 
     # When the map shows another one in its place
-    replaced_before = caretaker.replaced_by(value)
-    replaced = caretaker.replaced_by(newer)
+    replaced_before = caretaker.learned(value)
+    replaced = caretaker.learned(newer)
 
     # Then it knows by whom it was replaced
     assert replaced_before is None

@@ -14,6 +14,7 @@ from replication.core.events import (
 )
 from replication.core.identity import Incarnation
 from replication.core.links import (
+    HELLO_S_MAX,
     LINK_SILENCE_S_MAX,
     PROVE_AGAIN_S,
     REDIAL_S,
@@ -266,6 +267,50 @@ def test_another_process_under_our_name_is_reported_and_not_linked() -> None:
     # Then that is told
     assert news == [Namesake(Incarnation("a", 99))]
     assert links.linked_as("a") is None
+
+
+def test_a_node_that_asks_for_its_namesake_is_told_who_answers() -> None:
+    # Given a node whose name was last known at some address
+    links = links_of(A)
+    outbox: list[PeerEffect] = []
+    links.ask_for_namesake("127.0.0.1:9", outbox)
+    asked = outbox.copy()
+
+    # When a process of that name answers there, with whatever settings
+    links.handle(PeerOpened(1, "a"), 0.0, outbox)
+    asks_until_hello = links.asks_for_namesake
+    answer = hello(Incarnation("a", 99), settings="other")
+    news = links.handle(PeerData(1, answer), 0.0, outbox)
+
+    # Then it is known
+    assert asked == [Dial("a", "127.0.0.1:9")]
+    assert asks_until_hello
+    assert news == [Namesake(Incarnation("a", 99))]
+    assert not links.asks_for_namesake
+
+
+def test_a_namesake_that_cannot_be_reached_is_none() -> None:
+    # Given nodes that ask for theirs
+    refused, unreachable, silent, own, stranger = (links_of(A) for _ in range(5))
+    outbox: list[PeerEffect] = []
+    for links in (refused, unreachable, silent, own, stranger):
+        links.ask_for_namesake("127.0.0.1:9", outbox)
+
+    # When nobody listens there, nobody answers, or it is the node itself or another one
+    news = refused.handle(DialFailed("a", refused=True), 0.0, outbox)
+    news += unreachable.handle(DialFailed("a", refused=False), 0.0, outbox)
+    silent.handle(PeerOpened(1, "a"), 0.0, outbox)
+    news += silent.wake(HELLO_S_MAX, outbox)
+    for links, who in ((own, A), (stranger, B)):
+        links.handle(PeerOpened(1, "a"), 0.0, outbox)
+        news += links.handle(PeerData(1, hello(who)), 0.0, outbox)
+
+    # Then there is none, and no link either
+    assert news == []
+    assert not any(
+        links.asks_for_namesake for links in (refused, unreachable, silent, own, stranger)
+    )
+    assert stranger.linked_as("b") is None
 
 
 def test_a_peer_with_other_settings_is_refused_with_what_to_compare() -> None:

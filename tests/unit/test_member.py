@@ -1,0 +1,144 @@
+"""One node among nodes: what it does before it takes part, and what its parts make it do."""
+
+from __future__ import annotations
+
+from replication.core.caretaker import Presence
+from replication.core.clustermap import Settings
+from replication.core.events import (
+    Dial,
+    DialFailed,
+    Exit,
+    Level,
+    Log,
+    PeerData,
+    PeerEffect,
+    PeerOpened,
+    Persist,
+    Persisted,
+    Wake,
+)
+from replication.core.identity import Incarnation
+from replication.core.member import Member, MemberSettings
+from replication.core.peer_messages import PeerHello, peer_frame
+from replication.core.stream import StreamLimits
+from tests.unit.stream_setup import Lines
+
+ADDRESS = "127.0.0.1:1"
+FIRST, SECOND = Incarnation("n", 1), Incarnation("n", 2)
+TURNS = 40
+
+
+class Node:
+    """The only member of a cluster of one, and its disk."""
+
+    def __init__(self, me: Incarnation, saved: bytes | None = None) -> None:
+        self.now = 0.0
+        self.saved = saved
+        self.member = Member(
+            MemberSettings(
+                cluster="test",
+                expected=("n",),
+                addresses={"n": ADDRESS},
+                presence=Presence(ADDRESS, "", ()),
+                settings=Settings(),
+                stream_limits=StreamLimits(),
+            ),
+            me=me,
+            acceptor_inc=7,
+            saved=saved,
+            draw=lambda: 0.5,
+            make=lambda _, gen: Lines(gen),
+            free_bytes=lambda: 1 << 30,
+        )
+        self.said: list[PeerEffect] = []
+        self.outbox: list[PeerEffect] = []
+        self.member.start(self.now, self.outbox)
+
+    def run(self) -> None:
+        """Some turns, in which the disk works and nobody else says anything."""
+        for _ in range(TURNS):
+            self.member.end_turn(self.now, self.outbox)
+            effects, self.outbox = self.outbox, []
+            self.said += effects
+            for effect in effects:
+                if isinstance(effect, Persist):
+                    self.saved = effect.blob
+                    self.member.handle(Persisted(effect.token), self.now, self.outbox)
+            self.now += 0.05
+            self.member.handle(Wake(), self.now, self.outbox)
+
+    def hears(self, link: int, dialed: str | None, who: Incarnation) -> None:
+        """A link is up, and the other end says HELLO."""
+        hello = PeerHello("test", "other", "", who, (1, 1))
+        self.member.handle(PeerOpened(link, dialed), self.now, self.outbox)
+        data = b"".join(peer_frame(hello))
+        self.member.handle(PeerData(link, data), self.now, self.outbox)
+
+    @property
+    def entered(self) -> bool:
+        value = self.member.map
+        return value is not None and value.nodes["n"].proc_inc == self.member.me.inc
+
+    @property
+    def exits(self) -> list[str]:
+        return [effect.sentence for effect in self.said if isinstance(effect, Exit)]
+
+
+def restarted() -> Node:
+    """The second process of a node, with the file of the first one, as far as it gets alone."""
+    first = Node(FIRST)
+    first.run()
+    assert first.entered
+    second = Node(SECOND, first.saved)
+    second.run()
+    return second
+
+
+def test_a_node_that_starts_asks_for_its_namesake_before_it_enters() -> None:
+    # Given a node that ran before
+    # When it is started again
+    node = restarted()
+
+    # Then it dials the address of its own name, and is not in the map before that is answered
+    assert Dial("n", ADDRESS) in node.said
+    assert not node.entered
+
+
+def test_a_node_whose_former_process_is_gone_enters() -> None:
+    # Given a node that asks for its namesake
+    node = restarted()
+
+    # When nobody listens there
+    node.member.handle(DialFailed("n", refused=True), node.now, node.outbox)
+    node.run()
+
+    # Then it takes its place
+    assert node.entered
+    assert node.exits == []
+
+
+def test_a_node_whose_namesake_lives_ends_and_says_why() -> None:
+    # Given a node that asks for its namesake
+    node = restarted()
+
+    # When that answers
+    node.hears(1, "n", FIRST)
+    node.run()
+
+    # Then the newer process ends
+    assert ["another process runs as node n" in sentence for sentence in node.exits] == [True]
+
+
+def test_a_node_that_is_in_the_map_is_not_ended_by_a_namesake_that_asks() -> None:
+    # Given a node at work
+    node = Node(FIRST)
+    node.run()
+
+    # When a process that was started under its name says HELLO
+    node.hears(1, None, SECOND)
+    node.run()
+
+    # Then that is a warning, and no reason to end
+    assert node.exits == []
+    warnings = [e for e in node.said if isinstance(e, Log) and e.level is Level.WARNING]
+    assert any("under this node's name" in log.event for log in warnings)
