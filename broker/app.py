@@ -21,6 +21,7 @@ import uvloop
 
 from broker.config import Config, host_and_port, node_settings
 from broker.core.events import DiskDone
+from broker.core.limits import Limits
 from broker.core.node import Node
 from broker.core.settings import NodeSettings
 from broker.runtime.client_listener import ClientListener
@@ -63,7 +64,7 @@ def run_node(config: Config, logs: Logs, *, plain_asyncio: bool, with_parent: bo
             for key in ("clients", "peers")
         ]
         _allow_many_sockets()
-        files = _page_files(directory, logs)
+        files = _page_files(directory, logs, config.limits)
         slots = SlotFile(directory / "vote")
         held.callback(slots.close)
         with asyncio.Runner(loop_factory=factory) as runner:
@@ -109,10 +110,11 @@ async def _run(
     )
 
 
-def _page_files(directory: Path, logs: Logs) -> PageFiles:
+def _page_files(directory: Path, logs: Logs, limits: Limits) -> PageFiles:
     """Where pages go. What an earlier process left there is removed, in a thread."""
     try:
-        files = PageFiles.open(directory, secrets.token_bytes(LIFE_BYTES))
+        life, left = secrets.token_bytes(LIFE_BYTES), limits.disk_free_bytes_min
+        files = PageFiles.open(directory, life, free_bytes_min=left)
     except FileFault as error:
         raise StartError(f"node.dir: {error}") from error
 

@@ -98,18 +98,23 @@ class Removal:
 
 
 class PageFiles:
-    """The page files of one life of a node."""
+    """The page files of one life of a node.
 
-    def __init__(self, directory: Path, life: bytes) -> None:
+    Args:
+        free_bytes_min: So much is left free on the disk: no page is written that would take it.
+    """
+
+    def __init__(self, directory: Path, life: bytes, *, free_bytes_min: int = 0) -> None:
         assert len(life) == LIFE_BYTES
+        self._free_bytes_min = free_bytes_min
         self._life = life
         self._pages = directory / "pages"
         self._mine = self._pages / life.hex()
 
     @classmethod
-    def open(cls, directory: Path, life: bytes) -> PageFiles:
+    def open(cls, directory: Path, life: bytes, *, free_bytes_min: int = 0) -> PageFiles:
         """Raises `FileFault` if no file can be written there: better now than under load."""
-        files = cls(directory, life)
+        files = cls(directory, life, free_bytes_min=free_bytes_min)
         try:
             files._mine.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -121,6 +126,9 @@ class PageFiles:
         process. Raises `FileFault`."""
         buffers = encode(key, self._life, end, blocks)
         path = self.path(key)
+        if self._free_bytes_min and (free := self.free_bytes()) < self._free_bytes_min:
+            what = f"{free:,} bytes are free, and {self._free_bytes_min:,} are to be left"
+            raise FileFault(path, "written", what, Fault.FULL)
         try:
             fd = _create(path)
             try:

@@ -56,6 +56,7 @@ class Desk:
         stream: Owned by this node.
         office: What it carries.
         grantable_bytes: What the node's memory allows to give publishers still.
+        disk_trouble: Why pages cannot be written, if they cannot.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Desk:
         limits: Limits,
         timing: Timing,
         grantable_bytes: Callable[[], int],
+        disk_trouble: Callable[[], str | None],
         now: float,
     ) -> None:
         self.sid = stream.sid
@@ -81,6 +83,7 @@ class Desk:
             handout=self._handout,
             limits=limits,
             grantable_bytes=grantable_bytes,
+            disk_trouble=disk_trouble,
             stored=dispatcher.touched,
         )
         self.holdings = Holdings(stream=stream, office=office, dispatcher=dispatcher)

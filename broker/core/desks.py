@@ -12,6 +12,7 @@ It serves nobody, since its clients would miss what others do, and sends them aw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, cast
 
@@ -38,12 +39,21 @@ class Desks:
 
     Args:
         member: Has this node's copies of all streams.
+        disk_trouble: Why pages cannot be written, if they cannot.
     """
 
-    def __init__(self, member: Member, *, limits: Limits, timing: Timing) -> None:
+    def __init__(
+        self,
+        member: Member,
+        *,
+        limits: Limits,
+        timing: Timing,
+        disk_trouble: Callable[[], str | None],
+    ) -> None:
         self._member = member
         self._limits = limits
         self._timing = timing
+        self._disk_trouble = disk_trouble
         self.offices: dict[int, Desk] = {}
         """By sid."""
         self.catalog: CatalogDesk | None = None
@@ -131,6 +141,7 @@ class Desks:
             limits=self._limits,
             timing=self._timing,
             grantable_bytes=self.grantable_bytes,
+            disk_trouble=self._disk_trouble,
             now=now,
         )
 

@@ -99,7 +99,12 @@ class Node:
             make=self._make_machine,
             free_bytes=lambda: self.desks.free_bytes(),
         )
-        self.desks = Desks(self.member, limits=limits, timing=timing)
+        self.desks = Desks(
+            self.member,
+            limits=limits,
+            timing=timing,
+            disk_trouble=lambda: self._storeroom.trouble,
+        )
         self.definitions = Definitions(self.member, self.desks, declared=settings.queues)
         self._lobby = Lobby(me=me, limits=limits, timing=timing)
         self._waiting = WaitingRoom(timing.park_ms / 1000)

@@ -58,6 +58,7 @@ class Producers:
         office: What it carries.
         handout: Where answers leave.
         grantable_bytes: What the node's memory allows to give publishers still.
+        disk_trouble: Why pages cannot be written, if they cannot.
         stored: Told the id of a queue in which a batch was stored.
     """
 
@@ -69,6 +70,7 @@ class Producers:
         handout: Handout,
         limits: Limits,
         grantable_bytes: Callable[[], int],
+        disk_trouble: Callable[[], str | None],
         stored: Callable[[int], None],
     ) -> None:
         self._stream = stream
@@ -76,6 +78,7 @@ class Producers:
         self._handout = handout
         self._limits = limits
         self._grantable_bytes = grantable_bytes
+        self._disk_trouble = disk_trouble
         self._stored = stored
         self._channels: dict[bytes, ProducerChannel] = {}
         self._hungry: dict[ProducerChannel, None] = {}
@@ -209,12 +212,9 @@ class Producers:
             self._handout.answer(channel.connection, error, channel.number)
             self.forget(channel)
             return
-        elif self._is_full(queue) and queue.settings.when_full == "refuse":
+        elif queue.settings.when_full == "refuse" and (full := self._full(queue)):
             refused = Refused(
-                n=batch.first_n,
-                code="full",
-                sentence=f"queue {queue.name!r} is full in post office {stream.sid}",
-                retry_after_ms=REFUSED_RETRY_MS,
+                n=batch.first_n, code="full", sentence=full, retry_after_ms=REFUSED_RETRY_MS
             )
             self._handout.answer(channel.connection, refused, channel.number)
             self.forget(channel)
@@ -237,12 +237,18 @@ class Producers:
         ):
             self._hungry[channel] = None
 
-    def _is_full(self, queue: QueueInfo) -> bool:
+    def _full(self, queue: QueueInfo) -> str | None:
+        """Why nothing more goes into a queue here; None if it does."""
         limit = self._limits.queue_bytes_max
         if queue.settings.bytes_max:
             limit = min(limit, queue.settings.bytes_max)
         part = self._office.part_of(queue.id)
-        return part is not None and self._office.bytes_of(part) >= limit
+        if part is not None and self._office.bytes_of(part) >= limit:
+            return f"queue {queue.name!r} is full in post office {self._stream.sid}"
+        trouble = self._disk_trouble()
+        if trouble is not None and self._grantable_bytes() < GRANT_SHARE * GRANT_BYTES_MIN:
+            return f"the memory of post office {self._stream.sid} is full: {trouble}"
+        return None
 
     # Credit
 
@@ -264,7 +270,7 @@ class Producers:
             return False
         limits, queue = self._limits, channel.queue
         left = min(self._grantable_bytes() // GRANT_SHARE, self._stream.room() // 2)
-        if self._is_full(queue):
+        if self._full(queue):
             if queue.settings.when_full != "refuse":
                 return False
             # It must be able to come and be refused.

@@ -66,6 +66,12 @@ class Storeroom:
         machines = [stream.machine for stream in member.streams.values()]
         self.pager.retain({m.shelf.tally for m in machines if isinstance(m, PostOffice)})
 
+    @property
+    def trouble(self) -> str | None:
+        """Why pages cannot be written, if they cannot."""
+        trouble = self.pager.trouble
+        return trouble.sentence if trouble is not None else None
+
     def document(self) -> dict[str, object]:
         """For the status of the node."""
         pager, counts = self.pager, self.pager.counts()
@@ -79,7 +85,7 @@ class Storeroom:
             "read_ahead_hits": pager.hits,
             "read_ahead_misses": pager.misses,
             "damaged": counts.damaged,
-            "trouble": pager.trouble.sentence if pager.trouble is not None else "",
+            "trouble": self.trouble or "",
         }
 
     def next_deadline(self) -> float | None:

@@ -10,7 +10,7 @@ from broker.core.channels import ConsumerChannel, ProducerChannel
 from broker.core.connection import Connection, State
 from broker.core.desk import Desk
 from broker.core.events import ClientWrite, Effect
-from broker.core.handout import Released
+from broker.core.handout import Released, Settle
 from broker.core.limits import Limits, Timing
 from broker.core.ops import PostOfficeOp
 from broker.core.post_office import PostOffice
@@ -75,6 +75,8 @@ class Bench:
         self.office = PostOffice(1, 1)
         self.stream = FakeStream(self.office)
         self.limits = limits or Limits()
+        self.grantable_bytes = 1 << 30
+        self.disk_trouble: str | None = None
         self.desk = self.new_desk()
         self.connection = client(1)
         self.outbox: list[Effect] = []
@@ -86,7 +88,8 @@ class Bench:
             office=self.office,
             limits=self.limits,
             timing=Timing(),
-            grantable_bytes=lambda: 1 << 30,
+            grantable_bytes=lambda: self.grantable_bytes,
+            disk_trouble=lambda: self.disk_trouble,
             now=now,
         )
 
@@ -275,6 +278,24 @@ def test_a_repeated_batch_is_confirmed_again_and_stored_once() -> None:
     assert bench.office.stat(QUEUE.id).ready == 2
 
 
+def test_an_answer_to_acks_that_does_not_fit_a_frame_comes_in_several() -> None:
+    # Given a consumer
+    bench = served()
+
+    # When two acks are answered with more spans than a frame holds
+    spans = [(2 * n, 1) for n in range(hot.SPANS_MAX)]
+    bench.stream.answer(Settle(bench.consumer(), 1, list(spans), []))
+    bench.stream.answer(Settle(bench.consumer(), 2, [(1, 1)], []))
+    bench.let_go()
+
+    # Then it is told all, in frames that it can read
+    frames = bench.heard()
+    assert [(Verb(f.verb), f.flags) for f in frames] == [(Verb.SETTLED, 1), (Verb.SETTLED, 0)]
+    told = [hot.read_settled(f.payload) for f in frames]
+    assert [settled.a for settled in told] == [2, 2]
+    assert [span for settled in told for span in settled.already_done] == [*spans, (1, 1)]
+
+
 def test_a_gap_in_the_numbers_ends_the_channel_only() -> None:
     # Given a producer of which message 1 is expected
     bench = Bench()
@@ -331,6 +352,29 @@ def test_a_full_queue_that_refuses_says_so_and_ends_the_channel() -> None:
     assert isinstance(refused, Refused)
     assert (refused.n, refused.code) == (2, "full")
     assert 1 not in bench.connection.channels
+
+
+def test_a_queue_that_refuses_does_so_while_the_disk_takes_no_pages_and_memory_is_full() -> None:
+    # Given a queue that refuses, and a node whose disk fails, with memory left
+    bench = Bench()
+    queue = QueueInfo(id=8, name="r", settings=QueueSettings(when_full="refuse"))
+    bench.disk_trouble = "p1.page cannot be written: No space left on device"
+    bench.produce(queue=queue)
+    bench.turn()
+    bench.publish(1, b"a")
+    bench.turn()
+    bench.heard()
+
+    # When memory is full, too
+    bench.grantable_bytes = 0
+    bench.publish(2, b"b")
+    bench.turn()
+
+    # Then what comes is refused, and the sentence says why
+    [refused] = bench.messages()
+    assert isinstance(refused, Refused)
+    assert "No space left" in refused.sentence
+    assert bench.office.stat(queue.id).ready == 1
 
 
 def test_what_a_returning_client_presents_stays_with_it() -> None:
@@ -583,6 +627,7 @@ def test_many_producers_share_what_memory_there_is() -> None:
         limits=Limits(),
         timing=Timing(),
         grantable_bytes=lambda: max(0, left - bench.desk.producers.credit_out_bytes),
+        disk_trouble=lambda: None,
         now=0.0,
     )
 

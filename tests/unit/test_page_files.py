@@ -443,3 +443,16 @@ def test_a_disk_that_is_full_takes_pages_again_once_there_is_room(small_disk: Pa
     written(files, KEY._replace(first=10_000), count=10)
     for key in keys[1:]:
         assert len(files.read(key).blocks) == 10
+
+
+def test_no_page_takes_what_is_to_be_left_free_on_the_disk(tmp_path: Path) -> None:
+    # Given a node that leaves more free than there is
+    files = PageFiles.open(tmp_path, LIFE, free_bytes_min=1 << 60)
+
+    # When a page is written
+    with pytest.raises(FileFault, match=r"are free, and 1,152,921,504,606,846,976") as failed:
+        written(files)
+
+    # Then the disk counts as full, and there is no file
+    assert failed.value.fault is Fault.FULL
+    assert below(tmp_path) == set()
