@@ -207,6 +207,10 @@ class Client:
         """See `tanist.Client.status`."""
         return self._thread.call(self._client.status())
 
+    def queue_status(self, after: str = "") -> dict[str, object]:
+        """See `tanist.Client.queue_status`."""
+        return self._thread.call(self._client.queue_status(after))
+
     @property
     def node(self) -> str:
         """The node by which this client is in the cluster; empty while it is not."""

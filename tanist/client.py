@@ -248,9 +248,17 @@ class Client:
         return cast(control.QueueInfo, info)
 
     async def queues(self) -> list[control.QueueInfo]:
-        """All queues of the cluster."""
-        done = await self._ask(lambda core, token, now: core.list_queues(token, now))
-        return cast(control.Done, done).queues or []
+        """All queues of the cluster, by name."""
+        done = await self._page_of_queues("")
+        queues = done.queues or []
+        while done.go_on_after:
+            done = await self._page_of_queues(done.go_on_after)
+            queues += done.queues or []
+        return queues
+
+    async def _page_of_queues(self, after: str) -> control.Done:
+        done = await self._ask(lambda core, token, now: core.list_queues(token, now, after=after))
+        return cast(control.Done, done)
 
     async def stat(self, queue: str) -> QueueStat:
         """How many messages the queue has, and where. Raises `QueueNotFound`."""
@@ -279,8 +287,14 @@ class Client:
     async def status(self) -> dict[str, object]:
         """The cluster, as the node by which this client entered sees it."""
         done = await self._ask(lambda core, token, now: core.status(token, now))
-        document = bytes(cast(control.Done, done).status) or b"{}"
-        return cast("dict[str, object]", orjson.loads(document))
+        return _document(done)
+
+    async def queue_status(self, after: str = "") -> dict[str, object]:
+        """A page of what the node that answers has of each queue: `queues`, by name, and
+        `go_on_after`, with which the next page is asked for; it is empty on the last one."""
+        return _document(
+            await self._ask(lambda core, token, now: core.queue_status(token, now, after=after))
+        )
 
     @property
     def node(self) -> str:
@@ -626,6 +640,12 @@ def _resolve(effect: Resolve) -> None:
         assert isinstance(token, asyncio.Future)
         if not token.done():
             _decide(token, effect.result, effect.error)
+
+
+def _document(done: object) -> dict[str, object]:
+    """The status in an answer."""
+    status = bytes(cast(control.Done, done).status) or b"{}"
+    return cast("dict[str, object]", orjson.loads(status))
 
 
 def _decide(future: asyncio.Future[object], result: object, error: Error | None) -> None:

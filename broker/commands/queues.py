@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
-from typing import Literal
+from typing import Final, Literal
 
 import click
 from rich.table import Table
@@ -12,6 +13,9 @@ import tanist
 from broker.commands.connection import url_option, with_client
 from broker.commands.terminal import console, fail, json_option, say, show, wants_json
 from tanist.wire.control import PartStat, check_queue_name
+
+ASKED_AT_ONCE: Final = 100
+"""Queues whose content is asked for at the same time."""
 
 
 @click.group()
@@ -25,10 +29,7 @@ def queue() -> None:
 def list_(url: str) -> None:
     """List all queues, with what is in them."""
 
-    async def work(client: tanist.Client) -> list[tuple[tanist.QueueInfo, tanist.QueueStat]]:
-        return [(info, await client.stat(info.name)) for info in await client.queues()]
-
-    found = with_client(url, work)
+    found = with_client(url, _all_with_content)
     if wants_json():
         show([_document(info, stat) for info, stat in found], "")
         return
@@ -40,6 +41,25 @@ def list_(url: str) -> None:
     for info, stat in found:
         table.add_row(info.name, _where(info), info.settings.when_full, *_numbers(stat))
     console().print(table)
+
+
+async def _all_with_content(
+    client: tanist.Client,
+) -> list[tuple[tanist.QueueInfo, tanist.QueueStat]]:
+    found: list[tuple[tanist.QueueInfo, tanist.QueueStat]] = []
+    queues = await client.queues()
+    for at in range(0, len(queues), ASKED_AT_ONCE):
+        some = queues[at : at + ASKED_AT_ONCE]
+        stats = await asyncio.gather(
+            *(client.stat(info.name) for info in some), return_exceptions=True
+        )
+        for info, stat in zip(some, stats, strict=True):
+            if isinstance(stat, tanist.QueueNotFound):
+                continue  # Deleted meanwhile.
+            if isinstance(stat, BaseException):
+                raise stat
+            found.append((info, stat))
+    return found
 
 
 @queue.command()
@@ -75,7 +95,7 @@ def create(
         raise fail(str(error), code=2) from None
 
     async def work(client: tanist.Client) -> tuple[bool, tanist.QueueInfo]:
-        there = any(info.name == name for info in await client.queues())
+        there = await _is_there(client, name)
         info = await client.declare(name, spread=spread, when_full=when_full, bytes_max=bytes_max)
         return there, info
 
@@ -138,6 +158,14 @@ def stat_(name: str, url: str) -> None:
     table.add_row("all", *_numbers(stat))
     console().print(f"queue {name}: {_where(info)}; when full: {info.settings.when_full}")
     console().print(table)
+
+
+async def _is_there(client: tanist.Client, name: str) -> bool:
+    try:
+        await client.describe(name)
+    except tanist.QueueNotFound:
+        return False
+    return True
 
 
 def _number_columns(table: Table) -> None:

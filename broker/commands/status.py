@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 from rich.table import Table
 
 from broker.commands.connection import url_option, with_client
 from broker.commands.survey import Document, ask_all, put_together
 from broker.commands.terminal import console, json_option, show, wants_json
+
+QUEUES_SHOWN_MAX: Final = 40
+"""On the page for people; the document for programs has all."""
 
 
 @click.command()
@@ -68,10 +73,25 @@ def _print(document: Document) -> None:
         queues = Table("queue", "spread", box=None)
         for title in ("ready", "in flight", "bytes"):
             queues.add_column(title, justify="right")
-        for name, queue in document["queues"].items():
+        shown = _fullest(document["queues"])
+        for name, queue in shown.items():
             numbers = (queue["ready"], queue["in_flight"], queue["bytes"])
             queues.add_row(name, queue["spread"], *(f"{n:,}" for n in numbers))
         out.print(queues)
+        more = len(document["queues"]) - len(shown)
+        if more:
+            out.print(f"and {more:,} queues with fewer messages; all of them: tanist queue ls")
+
+
+def _fullest(queues: Document) -> Document:
+    """Of many queues those with most messages, by name."""
+
+    def messages(name: str) -> int:
+        count: int = queues[name]["ready"] + queues[name]["in_flight"]
+        return count
+
+    names = sorted(queues, key=messages, reverse=True)[:QUEUES_SHOWN_MAX]
+    return {name: queues[name] for name in sorted(names)}
 
 
 def _node(incarnation: str) -> str:

@@ -1,7 +1,8 @@
 """The cluster, put together from what each node says.
 
 A node knows the cluster map, but how far its followers are only for streams that it owns, and
-what is in a queue only for its own post offices. So all nodes that can be reached are asked.
+what is in a queue only for its own post offices. So all nodes that can be reached are asked,
+each for its status and, page by page, for what it has of each queue.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Final
 import tanist
 
 OTHER_NODE_S_MAX: Final = 2.0
+TRIES_MAX: Final = 5
 
 # Any: the document is for people; its parts are shown if they are there.
 Document = dict[str, Any]
@@ -20,7 +22,7 @@ Document = dict[str, Any]
 
 async def ask_all(client: tanist.Client) -> list[Document]:
     """What each node says; first the one by which we entered."""
-    first: Document = await client.status()
+    first = await _all_of_one(client)
     others = [
         node["locators"]
         for name, node in first["nodes"].items()
@@ -38,9 +40,31 @@ async def _ask(locators: list[str]) -> Document | None:
                 f"tanist://{','.join(locators)}", failover_timeout_s=OTHER_NODE_S_MAX
             ) as client,
         ):
-            return await client.status()
+            return await _all_of_one(client)
     except (tanist.Error, TimeoutError):
         return None
+
+
+async def _all_of_one(client: tanist.Client) -> Document:
+    """What one node says of itself, and what it has of each queue.
+
+    The client may get to another node between two questions. Then it is begun anew: the same
+    messages must not be counted at two nodes.
+    """
+    for _ in range(TRIES_MAX):
+        document: Document = await client.status()
+        who = (document["node"], document["incarnation"])
+        queues: list[Document] = []
+        after = ""
+        while True:
+            page: Document = await client.queue_status(after)
+            if (page["node"], page["incarnation"]) != who:
+                break
+            queues += page["queues"]
+            after = page["go_on_after"]
+            if not after:
+                return {**document, "queues": queues}
+    raise tanist.BrokenError("nodes come and go: ask again")
 
 
 def put_together(answers: list[Document]) -> Document:
@@ -122,7 +146,6 @@ def _queues(answers: Iterable[Document]) -> dict[str, Document]:
             total = queues.setdefault(
                 queue["name"], {"spread": queue["spread"], "ready": 0, "in_flight": 0, "bytes": 0}
             )
-            for part in queue["parts_here"].values():
-                for number in ("ready", "in_flight", "bytes"):
-                    total[number] += part[number]
+            for number in ("ready", "in_flight", "bytes"):
+                total[number] += queue[number]
     return dict(sorted(queues.items()))

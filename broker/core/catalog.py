@@ -25,10 +25,12 @@ Rules
 from __future__ import annotations
 
 from hashlib import blake2b
+from itertools import islice
 from struct import Struct
 from typing import Final, Literal
 
 import msgspec
+from sortedcontainers import SortedDict
 
 from broker.core.ops import Adopt, CatalogOp, DeclareQueue, DeleteQueue, decode_catalog_op
 from tanist.wire.control import QueueInfo, QueueSettings
@@ -50,7 +52,7 @@ class Catalog:
         self.gen = gen
         self._next_number = 1
         self._by_id: dict[int, QueueInfo] = {}
-        self._by_name: dict[str, QueueInfo] = {}
+        self._by_name: SortedDict[str, QueueInfo] = SortedDict()
         self._deleted: set[int] = set()  # Of earlier gens only: of this one, numbers tell.
 
     def __len__(self) -> int:
@@ -155,6 +157,14 @@ class Catalog:
     def queues(self) -> list[QueueInfo]:
         """All queues, by id."""
         return [queue for _, queue in sorted(self._by_id.items())]
+
+    def page(self, after: str, most: int) -> tuple[list[QueueInfo], str]:
+        """The queues whose names follow `after`, by name; and that of the last one, if there are
+        more. `O(most)`, however many there are."""
+        names = self._by_name.irange(minimum=after, inclusive=(False, True))
+        found = [self._by_name[name] for name in islice(names, most + 1)]
+        page = found[:most]
+        return page, page[-1].name if len(found) > most else ""
 
     def was_deleted(self, queue_id: int) -> bool:
         """Whether this queue was here once and is gone for good.

@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 Everything a client can see is kept under the number of an op and comes out of the stream
 in order, once that op is released. Here it becomes frames. What one release says to one
-channel is put together: one CONFIRM, one SETTLED, however many batches and acks it covers.
+channel is put together: one CONFIRM, one SETTLED, however many batches and acks it covers
+(several SETTLED only if what it says does not fit into a frame).
 
 A delivery needs one thing more (`Stream.may_deliver`): the in-sync set must have answered
 lately, or it may follow somebody else by now, who hands out the same message. Such deliveries
@@ -214,8 +215,10 @@ class Handout:
             channel.write(Verb.CONFIRM, (hot.confirm(said.confirm.through_n, copies),), outbox)
         if said.settle is not None:
             settle = said.settle
-            payload = hot.settled(settle.a, settle.already_done, settle.not_yours)
-            channel.write(Verb.SETTLED, (payload,), outbox)
+            frames = hot.settled_frames(
+                channel.number, settle.a, settle.already_done, settle.not_yours
+            )
+            outbox.extend(ClientWrite(channel.connection.number, parts) for parts in frames)
 
     def _add(self, said: _Sums, settle: Settle) -> None:
         if said.settle is None:

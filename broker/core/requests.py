@@ -11,7 +11,6 @@ Rule: nothing is served from a shadow, nor before the adopted tail of a takeover
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 
 import msgspec
@@ -21,6 +20,7 @@ from broker.core.desk import Desk
 from broker.core.desks import Desks
 from broker.core.events import Effect, PeerEffect
 from broker.core.limits import Limits
+from broker.core.status import StatusReport
 from broker.core.waiting import Waiting, WaitingRoom
 from replication.core.clustermap import CATALOG_SID
 from replication.core.member import Member
@@ -46,7 +46,7 @@ class Requests:
 
     Args:
         waiting: Where those are that cannot be answered yet.
-        status: The document that answers STATUS.
+        status: Answers STATUS.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Requests:
         definitions: Definitions,
         waiting: WaitingRoom,
         limits: Limits,
-        status: Callable[[float], dict[str, object]],
+        status: StatusReport,
     ) -> None:
         self._member = member
         self._desks = desks
@@ -88,8 +88,12 @@ class Requests:
             case Declare() | Delete():
                 self._define(waiting, request, now, outbox)
             case Status():
-                document = msgspec.Raw(msgspec.json.encode(self._status(now)))
-                connection.say(Done(req=request.req, status=document), outbox)
+                if request.queues:
+                    document = self._status.queues(request.after, request.limit)
+                else:
+                    document = self._status.document(now)
+                raw = msgspec.Raw(msgspec.json.encode(document))
+                connection.say(Done(req=request.req, status=raw), outbox)
             case _:
                 raise RemoteProtocolError(
                     f"{type(request).__name__} is not for a client to say", code="bad_state"
@@ -198,7 +202,10 @@ class Requests:
         if catalog is None or (self._desks.catalog is not None and definitions.recovering(now)):
             self._recovers(waiting, outbox)
             return
-        done = Done(req=request.req, queues=catalog.queues(), catalog=definitions.seen)
+        queues, go_on_after = catalog.page(request.after, request.limit)
+        done = Done(
+            req=request.req, queues=queues, go_on_after=go_on_after, catalog=definitions.seen
+        )
         self._from_catalog(waiting, done, outbox)
 
     def _from_catalog(self, waiting: Waiting, message: Message, outbox: list[Effect]) -> None:

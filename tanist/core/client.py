@@ -164,10 +164,10 @@ class ClientCore:
         self._check_open()
         self._ask(control.Describe(req=0, queue=queue), None, _queue_to(token), now, queue=queue)
 
-    def list_queues(self, token: object, now: float) -> None:
-        """Resolved with the list of `QueueInfo`."""
+    def list_queues(self, token: object, now: float, *, after: str = "") -> None:
+        """Resolved with the `Done` that has a page of queues: those whose names follow."""
         self._check_open()
-        self._ask(control.List(req=0), None, _done_to(token), now)
+        self._ask(control.List(req=0, after=after), None, _done_to(token), now)
 
     def stat(self, token: object, info: control.QueueInfo, sid: int, now: float) -> None:
         """Resolved with the `Done` that has the `PartStat` of one post office."""
@@ -185,6 +185,11 @@ class ClientCore:
         """Resolved with the `Done` that has one node's status."""
         self._check_open()
         self._ask(control.Status(req=0), None, _done_to(token), now)
+
+    def queue_status(self, token: object, now: float, *, after: str) -> None:
+        """Resolved with the `Done` that has a page of what one node has of each queue."""
+        self._check_open()
+        self._ask(control.Status(req=0, queues=True, after=after), None, _done_to(token), now)
 
     def offices_of(self, info: control.QueueInfo) -> list[int]:
         """The post offices that may hold a part of this queue."""

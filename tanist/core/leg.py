@@ -38,7 +38,7 @@ from tanist.core.settings import RUNS_MAX, SETTLEMENT_RUNS_MAX
 from tanist.errors import Error, RemoteProtocolError
 from tanist.events import Lost, Resumed
 from tanist.wire import control, hot
-from tanist.wire.frames import CREDIT_BACK, Frame, Verb, frame
+from tanist.wire.frames import CREDIT_BACK, SETTLED_MORE, Frame, Verb, frame
 
 if TYPE_CHECKING:
     from tanist.core.consumer import ConsumerCore
@@ -119,6 +119,8 @@ class Leg(Channel):
         self._part = 0
         self._unanswered: deque[Settlement] = deque()
         self._a = 0
+        self._not_yours: list[hot.Span] = []
+        """Of an answer that comes in several frames, what came so far."""
 
     # Credit
 
@@ -341,6 +343,7 @@ class Leg(Channel):
         self.called_back = self.planned_only = False
         for settlement in self._unanswered:
             settlement.a = 0
+        self._not_yours = []
         self.consumer.changed()
 
     def hop(self, now: float, away_from: str) -> None:
@@ -396,7 +399,10 @@ class Leg(Channel):
             case Verb.DELIVER:
                 self._delivered(hot.read_deliver(received.payload), now, outbox)
             case Verb.SETTLED:
-                self._answers(hot.read_settled(received.payload))
+                settled = hot.read_settled(received.payload)
+                self._not_yours += settled.not_yours
+                if not received.flags & SETTLED_MORE:
+                    self._answers(settled.a)
             case Verb.READY:
                 if self.ready_since is None:
                     self.ready_since = now
@@ -453,12 +459,13 @@ class Leg(Channel):
         if dropped:
             self.consumer.dropped(outbox)
 
-    def _answers(self, settled: hot.Settled) -> None:
+    def _answers(self, through: int) -> None:
+        not_yours, self._not_yours = self._not_yours, []
         unanswered = self._unanswered
-        while unanswered and unanswered[0].a and _is_through(unanswered[0].a, settled.a):
+        while unanswered and unanswered[0].a and _is_through(unanswered[0].a, through):
             settlement = unanswered.popleft()
-            if settled.not_yours:
-                self._report_stale(settlement, settled.not_yours)
+            if not_yours:
+                self._report_stale(settlement, not_yours)
 
     def check(self) -> None:
         """Verify every invariant. For tests and simulation; `O(runs)`."""

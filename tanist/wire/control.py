@@ -16,7 +16,7 @@ import msgspec
 from tanist.errors import RemoteProtocolError
 from tanist.wire.batch import Part
 from tanist.wire.frames import Frame, Verb, frame
-from tanist.wire.limits import NUMBER_END, QUEUE_NAME_BYTES_MAX
+from tanist.wire.limits import NUMBER_END, QUEUE_NAME_BYTES_MAX, QUEUES_PAGE_MAX
 
 VERSION: Final = 1
 """Of the protocol. HELLO names a range, WELCOME the one that is used."""
@@ -175,7 +175,15 @@ class Describe(QueueRequest, frozen=True, kw_only=True):
     pass
 
 
-class List(Request, frozen=True, kw_only=True):
+class Page(Request, frozen=True, kw_only=True):
+    """About many queues: those that follow a name, in the order of their names."""
+
+    after: Annotated[str, msgspec.Meta(max_length=QUEUE_NAME_BYTES_MAX)] = ""
+    """The last name of the page before; empty: from the first one on."""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=QUEUES_PAGE_MAX)] = QUEUES_PAGE_MAX
+
+
+class List(Page, frozen=True, kw_only=True):
     pass
 
 
@@ -189,8 +197,9 @@ class Purge(Request, frozen=True, kw_only=True):
     queue_id: U64
 
 
-class Status(Request, frozen=True, kw_only=True):
-    pass
+class Status(Page, frozen=True, kw_only=True):
+    queues: bool = False
+    """A page of queues and what is in them is asked for, and nothing else of the status."""
 
 
 class OpenProducer(Request, frozen=True, kw_only=True):
@@ -240,6 +249,8 @@ NO_STATUS: Final = msgspec.Raw()
 class Done(Answer, frozen=True, kw_only=True):
     queue: QueueInfo | None = None
     queues: list[QueueInfo] | None = None
+    go_on_after: str = ""
+    """The last name of this page of queues; empty: it was the last page."""
     stat: PartStat | None = None
     purged: U64 | None = None
     catalog: Known | None = None

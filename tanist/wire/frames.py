@@ -3,7 +3,8 @@
     frame = len u32 | type u8 | flags u8 | channel u16 | payload(len)
 
 Channel 0 is the connection itself. A length above the limit is refused when its header
-is read: nothing of that size is ever collected. Flags are 0, but for CREDIT's.
+is read: nothing of that size is ever collected. Flags are 0, but for those of CREDIT and
+SETTLED.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ class Verb(IntEnum):
 
 CREDIT_BACK: Final = 1
 """Flag of CREDIT: the receiver shall say what it has planned, and keep to that."""
+SETTLED_MORE: Final = 1
+"""Flag of SETTLED: the answer did not fit, and goes on in the next SETTLED of the channel."""
+_FLAGS: Final[dict[int, int]] = {Verb.CREDIT: CREDIT_BACK, Verb.SETTLED: SETTLED_MORE}
 
 
 class Frame(NamedTuple):
@@ -161,7 +165,7 @@ class FrameReader:
                 code="limit",
                 value=str(length),
             )
-        if flags and (flags != CREDIT_BACK or verb != Verb.CREDIT):
+        if flags and flags != _FLAGS.get(verb):
             raise RemoteProtocolError(
                 f"flags {flags} of frame type {verb} are not known", value=str(flags)
             )

@@ -7,7 +7,8 @@ DELIVER   delivery number u64 | first offset u64 | time_ms u64 | count u32 | bas
 ACK       a u32 | cause u32 | (delivery number u64, first offset u64, count u32)*
 REQUEUE   the same
 SETTLED   through a u32 | how many already done u32 | (first offset u64, count u32)*
-          the first so many were already done, the others are not yours
+          the first so many were already done, the others are not yours; an answer of more
+          than SPANS_MAX comes in several frames, all but the last flagged
 CREDIT    messages u64 | bytes u64       both cumulative since the channel opened
 READY     nothing
 PUBLISH   a batch
@@ -19,7 +20,7 @@ no range is empty or has an end beyond `NUMBER_END`.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -35,7 +36,8 @@ from tanist.wire.batch import (
     check_flags,
 )
 from tanist.wire.columns import check_columns, falls, u16s, u32s
-from tanist.wire.limits import NUMBER_END
+from tanist.wire.frames import SETTLED_MORE, Verb, frame
+from tanist.wire.limits import FRAME_BYTES_MAX, NUMBER_END
 
 REDELIVERED: Final = 1
 HAS_ATTEMPTS: Final = 2
@@ -48,6 +50,9 @@ _SETTLE: Final = Struct("<II")
 _RUN: Final = Struct("<QQI")
 _SPAN: Final = Struct("<QI")
 _CREDIT: Final = Struct("<QQ")
+
+SPANS_MAX: Final = (FRAME_BYTES_MAX - _SETTLE.size) // _SPAN.size
+"""Of one SETTLED."""
 
 
 class Cause(IntEnum):
@@ -138,6 +143,18 @@ def read_settlement(data: bytes) -> Settlement:
     if cause not in (Cause.RETURNED, Cause.FAILED):
         raise _bad("ACK", cause)
     return Settlement(a, cause, ranges)
+
+
+def settled_frames(
+    channel: int, a: int, already_done: list[Span], not_yours: list[Span]
+) -> Iterator[tuple[Part, ...]]:
+    """The frames of one answer: a single one, unless it has very many spans."""
+    while len(already_done) + len(not_yours) > SPANS_MAX:
+        done, already_done = already_done[:SPANS_MAX], already_done[SPANS_MAX:]
+        left = SPANS_MAX - len(done)
+        others, not_yours = not_yours[:left], not_yours[left:]
+        yield frame(Verb.SETTLED, channel, settled(a, done, others), flags=SETTLED_MORE)
+    yield frame(Verb.SETTLED, channel, settled(a, already_done, not_yours))
 
 
 def settled(a: int, already_done: list[Span], not_yours: list[Span]) -> bytes:

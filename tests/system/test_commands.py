@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
+import tanist as client
 from broker.commands.local_cluster import free_ports
+from tanist.wire.limits import QUEUES_PAGE_MAX
 from tests.system.cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.system
@@ -132,6 +135,31 @@ def test_status_shows_nodes_owners_copies_and_depths(three_nodes: Cluster) -> No
     assert all(len(stream["in_sync"]) == 3 for stream in status["streams"].values())
     assert status["queues"]["orders"]["ready"] == 2
     assert re.search(r"orders +every +2 +0", page)
+
+
+def test_queues_that_fill_several_pages_are_all_seen(one_node: Cluster) -> None:
+    # Given more queues than come in one answer, and messages in the last one
+    names = [f"q{number:04}" for number in range(QUEUES_PAGE_MAX + 100)]
+
+    async def declare_all() -> None:
+        async with client.connect(one_node.url) as connected:
+            await asyncio.gather(*map(connected.declare, names))
+
+    asyncio.run(declare_all())
+    tanist(one_node, "send", names[-1], given=b"a\nb\n")
+
+    # When they are listed, and the status is asked for by a program and by a person
+    listed = as_json(one_node, "queue", "ls")
+    status = as_json(one_node, "status")
+    page = tanist(one_node, "status").stdout.decode()
+
+    # Then all are there with what is in them; a person sees those with most messages
+    assert [queue["name"] for queue in listed] == names
+    assert listed[-1]["ready"] == 2
+    assert list(status["queues"]) == names
+    assert status["queues"][names[-1]]["ready"] == 2
+    assert re.search(names[-1] + r" +every +2 +0", page)
+    assert "and 1,060 queues with fewer messages" in page
 
 
 def test_a_node_alone_says_that_it_is_unprotected(one_node: Cluster) -> None:

@@ -115,6 +115,7 @@ class FakeCluster:
         self.catalog_owner = names[0]
         self.catalog_gen = 1
         self.queues: dict[str, control.QueueInfo] = {}
+        self.queues_a_page = 1_000
         self.next_queue = 1
         self.ver = 1
         self.copies = 3
@@ -355,8 +356,14 @@ class FakeNode:
                     )
                     connection.say(done)
             case control.List():
-                queues = list(self.cluster.queues.values())
-                connection.say(control.Done(req=message.req, queues=queues))
+                names = [name for name in sorted(self.cluster.queues) if name > message.after]
+                page = names[: self.cluster.queues_a_page]
+                done = control.Done(
+                    req=message.req,
+                    queues=[self.cluster.queues[name] for name in page],
+                    go_on_after=page[-1] if len(names) > len(page) else "",
+                )
+                connection.say(done)
             case control.Status():
                 document = msgspec.Raw(b'{"node":"%s"}' % self.name.encode())
                 connection.say(control.Done(req=message.req, status=document))

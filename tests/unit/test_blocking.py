@@ -81,7 +81,7 @@ def test_everything_works_without_asyncio(server: ServerThread) -> None:
         assert got == [b"one", b"two", b"three", b"four", b"five"]
         assert stale == []
         assert (stat.ready, stat.in_flight) == (0, 0)
-        assert queues == ["q", "orders"]
+        assert queues == ["orders", "q"]
         assert client.describe("orders").name == "orders"
         assert client.status() == {"node": "a"}
         assert client.node == "a"
@@ -234,6 +234,7 @@ def test_after_a_fork_every_call_raises(server: ServerThread) -> None:
         calls = [
             client.queues,
             client.status,
+            client.queue_status,
             client.close,
             lambda: client.declare("x"),
             lambda: client.producer("q"),

@@ -43,6 +43,36 @@ def test_a_declared_queue_is_found_by_its_name_and_its_id() -> None:
     assert queue.id == 1 << 32 | 1
 
 
+def test_pages_together_are_all_queues_by_name() -> None:
+    # Given queues, declared in another order
+    catalog = Catalog(0, 1)
+    for name in ("d", "ä", "b", "a", "c"):
+        declared(catalog, name)
+
+    # When they are asked for page by page
+    pages = [catalog.page("", 2), catalog.page("b", 2), catalog.page("d", 2)]
+
+    # Then each page says where the next one begins, and the last one that it is the last
+    assert [([queue.name for queue in page], after) for page, after in pages] == [
+        (["a", "b"], "b"),
+        (["c", "d"], "d"),
+        (["ä"], ""),
+    ]
+
+
+def test_a_page_goes_on_where_a_queue_was_that_is_gone() -> None:
+    # Given a page that ended with a queue
+    catalog = Catalog(0, 1)
+    first, second, third = (declared(catalog, name) for name in ("a", "b", "c"))
+    assert catalog.page("", 2) == ([first, second], "b")
+
+    # When that queue is deleted
+    catalog.apply(DeleteQueue(second.id))
+
+    # Then the next page is the same
+    assert catalog.page("b", 2) == ([third], "")
+
+
 def test_I63_declaring_a_queue_again_finds_it() -> None:
     # Given a queue
     catalog = Catalog(0, 1)

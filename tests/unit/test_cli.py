@@ -178,7 +178,9 @@ def seen_by(node: str, *, ver: int, owner: str, **stream: Any) -> dict[str, Any]
             {
                 "name": "q",
                 "spread": "every",
-                "parts_here": {"1": {"ready": 2, "in_flight": 1, "bytes": 10}},
+                "ready": 2,
+                "in_flight": 1,
+                "bytes": 10,
             }
         ],
         "clients": 1,

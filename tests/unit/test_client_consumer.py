@@ -15,7 +15,7 @@ from tanist.events import ConnectionLost, Lost, Resumed
 from tanist.message import Message
 from tanist.wire import control, hot
 from tanist.wire.batch import Batch, flags_of, seal
-from tanist.wire.frames import Frame, Verb
+from tanist.wire.frames import SETTLED_MORE, Frame, Verb
 from tanist.wire.hot import Cause
 from tests.unit.client_bench import Bench
 from tests.unit.fake_node import FakeCluster, FakeConnection
@@ -465,6 +465,27 @@ def test_a_redelivery_that_overtakes_the_answer_to_its_requeue_is_not_given_away
     assert opened.requeued == [], "the new delivery tells that it was done"
     assert opened.held == [(2, 0, 1)]
     assert bodies(again) == [b"x"]
+
+
+def test_an_answer_that_comes_in_several_frames_is_one_answer() -> None:
+    cluster, bench, consumer = started()
+    cluster.put("q", b"x", b"y", b"z")
+    messages = taken(bench, consumer)
+
+    def in_two_frames(connection: FakeConnection, received: Frame) -> bool:
+        if received.verb != Verb.ACK:
+            return False
+        first = hot.settled(1, [], [(0, 1)])
+        connection.hot(Verb.SETTLED, received.channel, first, flags=SETTLED_MORE)
+        connection.hot(Verb.SETTLED, received.channel, hot.settled(1, [], [(2, 1)]))
+        return True
+
+    cluster.nodes["a"].intercept = in_two_frames
+    for run, index in messages:
+        consumer.ack(run, index)
+
+    assert flush(bench, consumer) == [Stale(1, 1, 1, 0, 1), Stale(1, 1, 1, 2, 1)]
+    assert consumer.legs[1].is_idle
 
 
 def test_an_older_copy_of_what_is_delivered_again_is_dropped() -> None:

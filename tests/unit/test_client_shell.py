@@ -82,7 +82,7 @@ def test_a_client_declares_sends_receives_and_acks(run: Callable[..., None]) -> 
             assert got == [b"one", *(b"%d" % n for n in range(50))]
             assert stale == []
             assert (stat.ready, stat.in_flight, stat.consumers) == (0, 0, 1)
-            assert [queue.name for queue in await client.queues()] == ["q", "orders"]
+            assert [queue.name for queue in await client.queues()] == ["orders", "q"]
             assert await client.status() == {"node": "a"}
             assert client.topology == {0: "a", 1: "a"}
             assert await client.purge("orders") == 0
@@ -91,6 +91,20 @@ def test_a_client_declares_sends_receives_and_acks(run: Callable[..., None]) -> 
                 await client.describe("orders")
 
     play(scenario, run=run)
+
+
+def test_all_queues_are_listed_however_many_pages_they_fill() -> None:
+    async def scenario(cluster: FakeCluster, server: FakeServer) -> None:
+        cluster.queues_a_page = 2
+        async with tanist.connect(server.url) as client:
+            for name in ("e", "c", "a", "d", "b"):
+                await client.declare(name)
+
+            queues = await client.queues()
+
+        assert [queue.name for queue in queues] == ["a", "b", "c", "d", "e", "q"]
+
+    play(scenario)
 
 
 def test_an_unknown_queue_is_not_found_and_never_made() -> None:

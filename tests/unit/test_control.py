@@ -88,9 +88,11 @@ EXAMPLES: list[Message] = [
     Delete(req=6, queue="orders"),
     Describe(req=7, queue="orders"),
     List(req=8),
+    List(req=8, after="orders", limit=1),
     Stat(req=9, sid=1, queue_id=5),
     Purge(req=10, sid=1, queue_id=5),
     Status(req=11),
+    Status(req=11, queues=True, after="orders", limit=2),
     OpenProducer(req=12, sid=1, queue_id=5, producer=ID, producer_epoch=1, lowest_n=1),
     OpenConsumer(
         req=13,

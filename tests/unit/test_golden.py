@@ -47,7 +47,7 @@ from tanist.wire.control import (
     control_frame,
     read_control,
 )
-from tanist.wire.frames import CREDIT_BACK, FRAME_BYTES_MAX, FrameReader, Verb, frame
+from tanist.wire.frames import CREDIT_BACK, FRAME_BYTES_MAX, SETTLED_MORE, FrameReader, Verb, frame
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -168,6 +168,7 @@ CONTROL: dict[str, tuple[int, Message]] = {
     "retry": (5, Retry(req=9, after_ms=100)),
     "done": (0, Done(req=10, queue=QUEUE, catalog=(1, 12))),
     "done_list": (0, Done(req=11, queues=[QUEUE])),
+    "done_list_more": (0, Done(req=11, queues=[], go_on_after="orders")),
     "done_stat": (0, Done(req=12, stat=PartStat(ready=3, in_flight=2, bytes=500, consumers=1))),
     "done_purge": (0, Done(req=13, purged=3)),
     "done_status": (0, Done(req=14, status=msgspec.Raw(b'{"node":"n1"}'))),
@@ -180,9 +181,11 @@ CONTROL: dict[str, tuple[int, Message]] = {
     "delete": (0, Delete(req=15, queue="orders")),
     "describe": (0, Describe(req=16, queue="orders")),
     "list": (0, List(req=11)),
+    "list_next": (0, List(req=12, after="orders", limit=500)),
     "stat": (0, Stat(req=12, sid=2, queue_id=1 << 32 | 2)),
     "purge": (0, Purge(req=13, sid=2, queue_id=1 << 32 | 2)),
     "status": (0, Status(req=14)),
+    "status_queues": (0, Status(req=14, queues=True, after="orders")),
     "open_producer": (
         3,
         OpenProducer(
@@ -256,6 +259,7 @@ HOT: dict[str, tuple[Part, ...]] = {
     "ack": frame(Verb.ACK, 5, hot.settlement(1, 0, [(9, 40, 2), (10, 41, 1)])),
     "requeue": frame(Verb.REQUEUE, 5, hot.settlement(2, hot.Cause.FAILED, [(10, 41, 1)])),
     "settled": frame(Verb.SETTLED, 5, hot.settled(2, [(40, 2)], [(41, 1)])),
+    "settled_more": frame(Verb.SETTLED, 5, hot.settled(2, [], [(41, 1)]), flags=SETTLED_MORE),
     "credit": frame(Verb.CREDIT, 5, hot.credit(1000, 1_048_576)),
     "credit_back": frame(Verb.CREDIT, 5, hot.credit(600, 62_000), flags=CREDIT_BACK),
     "ready": frame(Verb.READY, 5),
@@ -269,7 +273,9 @@ def test_every_verb_has_a_golden_frame_and_every_file_a_test() -> None:
 
     # Then none is left out
     assert verbs == set(Verb)
-    assert files == {*BATCHES, *CONTROL, *HOT, "columns", "batch_with_columns", "cut_of_the_second"}
+    pieces = {"columns", "batch_with_columns", "cut_of_the_second"}
+    elsewhere = {"page"}  # The format of a page file.
+    assert files == {*BATCHES, *CONTROL, *HOT} | pieces | elsewhere
 
 
 @pytest.mark.parametrize("name", CONTROL)

@@ -10,9 +10,10 @@ from hypothesis import given, strategies as st
 
 from tanist.wire.batch import COUNT_MAX, DELIVER_HEADER_BYTES, Batch
 from tanist.wire.columns import check_columns, read_properties
-from tanist.wire.frames import FRAME_BYTES_MAX
+from tanist.wire.frames import FRAME_BYTES_MAX, FRAME_HEADER_BYTES, SETTLED_MORE, FrameReader
 from tanist.wire.hot import (
     REDELIVERED,
+    SPANS_MAX,
     Cause,
     Delivery,
     Settled,
@@ -26,6 +27,7 @@ from tanist.wire.hot import (
     read_settled,
     read_settlement,
     settled,
+    settled_frames,
     settlement,
 )
 from tanist.wire.limits import MESSAGE_BYTES_MAX, NUMBER_END
@@ -124,6 +126,33 @@ def test_what_is_settled_reads_as_it_was_written(
 ) -> None:
     # Given the answer to settlements; when it is written and read, then it is the same
     assert read_settled(settled(a, already_done, not_yours)) == Settled(a, already_done, not_yours)
+
+
+def test_an_answer_that_does_not_fit_a_frame_comes_in_several() -> None:
+    # Given more spans than two frames hold
+    already_done = [(2 * n, 1) for n in range(SPANS_MAX + 5)]
+    not_yours = [(1 + 2 * n, 1) for n in range(SPANS_MAX)]
+
+    # When the answer is made, and read as it comes
+    frames = [b"".join(parts) for parts in settled_frames(5, 7, already_done, not_yours)]
+    reader = FrameReader(FRAME_BYTES_MAX)
+    received = [frame for data in frames for frame in reader.feed(data)]
+    read = [read_settled(frame.payload) for frame in received]
+
+    # Then each frame is within the limit, all but the last say that more follows, none is lost
+    assert [frame.flags for frame in received] == [SETTLED_MORE, SETTLED_MORE, 0]
+    assert {settled.a for settled in read} == {7}
+    assert [span for settled in read for span in settled.already_done] == already_done
+    assert [span for settled in read for span in settled.not_yours] == not_yours
+
+
+def test_an_answer_that_just_fits_a_frame_is_one() -> None:
+    # Given as many spans as a frame holds; when the answer is made
+    frames = list(settled_frames(5, 7, [(2 * n, 1) for n in range(SPANS_MAX)], []))
+
+    # Then it is one frame of nearly the limit
+    assert len(frames) == 1
+    assert FRAME_BYTES_MAX - 12 < sum(map(len, frames[0])) - FRAME_HEADER_BYTES <= FRAME_BYTES_MAX
 
 
 @given(st.data())

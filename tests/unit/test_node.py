@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from broker.core.events import (
     ClientClose,
     ClientData,
@@ -14,6 +16,7 @@ from broker.core.events import (
     Persisted,
     Wake,
 )
+from broker.core.limits import Limits
 from broker.core.node import Node
 from broker.core.settings import NodeSettings
 from replication.core.identity import Incarnation
@@ -26,14 +29,17 @@ from tanist.wire.control import (
     Done,
     Error,
     Hello,
+    List,
     Message,
     OpenConsumer,
     Opened,
     OpenProducer,
+    Status,
     control_frame,
     read_control,
 )
 from tanist.wire.frames import FRAME_BYTES_MAX, FrameReader, Verb, frame
+from tanist.wire.limits import QUEUE_NAME_BYTES_MAX, QUEUES_PAGE_MAX
 
 ENDLESS = 50
 
@@ -41,7 +47,7 @@ ENDLESS = 50
 class Alone:
     """A node that is a cluster of its own, and the clients that are connected to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self.now = 0.0
         self.node = Node(
             NodeSettings(
@@ -51,6 +57,7 @@ class Alone:
                 peer_address="127.0.0.1:1",
                 group_address="127.0.0.1:2",
                 locators=("127.0.0.1:3",),
+                limits=limits or Limits(),
             ),
             me=Incarnation("n", 1),
             acceptor_inc=1,
@@ -185,3 +192,69 @@ def test_a_producer_of_a_deleted_queue_is_told_even_if_it_never_published() -> N
     alone.send(1, frame(Verb.PUBLISH, 5, batch))
     alone.hear(1)
     assert alone.node.desks.offices[1].office.queue_ids() == []
+
+
+MANY = 25_000
+
+
+def with_many_queues() -> Alone:
+    """A node with many queues, of which the names take up as many bytes as they can."""
+    alone = Alone(Limits(queues_max=MANY))
+    alone.connect(1)
+    desk = alone.node.desks.catalog
+    assert desk is not None
+    for number in range(MANY):
+        desk.add(Declare(req=0, queue=f"{number:05}".ljust(QUEUE_NAME_BYTES_MAX, '"')))
+        if not number % 1_000:
+            alone.turn()
+    return alone
+
+
+def done(alone: Alone) -> Done:
+    [answer] = alone.hear(1)
+    assert isinstance(answer, Done)
+    return answer
+
+
+def test_any_number_of_queues_can_be_listed() -> None:
+    # Given more queues than a frame could hold
+    alone = with_many_queues()
+
+    # When they are asked for page by page; what is longer than a frame could not be read
+    names: list[str] = []
+    after = ""
+    for _ in range(MANY // QUEUES_PAGE_MAX):
+        alone.say(1, List(req=5, after=after))
+        page = done(alone)
+        names += [queue.name for queue in page.queues or []]
+        after = page.go_on_after
+
+    # Then all are there, once and by name, and the last page says so
+    assert len(names) == MANY
+    assert names == sorted(set(names))
+    assert after == ""
+
+
+def test_the_status_does_not_grow_with_the_queues() -> None:
+    # Given more queues than a frame could hold, and a message in one of them
+    alone = with_many_queues()
+    desk = alone.node.desks.catalog
+    assert desk is not None
+    [queue], _ = desk.catalog.page("", 1)
+    alone.say(1, open_producer(queue.id), 5)
+    alone.hear(1)
+    batch = seal([b"x"], [], flags=flags_of(persistent=True), first_n=1, time_ms=0)
+    alone.send(1, frame(Verb.PUBLISH, 5, batch))
+    alone.hear(1)
+
+    # When the status is asked for, and then a page of what is in the queues
+    alone.say(1, Status(req=6))
+    whole = msgspec.json.decode(done(alone).status)
+    alone.say(1, Status(req=7, queues=True))
+    page = msgspec.json.decode(done(alone).status)
+
+    # Then the first has totals, and the second what is in each
+    assert (whole["queues"]["count"], whole["queues"]["ready"]) == (MANY, 1)
+    assert len(page["queues"]) == QUEUES_PAGE_MAX
+    assert [each["ready"] for each in page["queues"][:2]] == [1, 0]
+    assert page["go_on_after"] == page["queues"][-1]["name"]
