@@ -61,6 +61,7 @@ name = "tanist"
 # before_welcome_s = 5             # Seconds. A connection must have said HELLO by then.
 # queues_max = 10000               # One more is refused.
 # producers_max = 100000           # Remembered per post office.
+# producer_idle_s = 86400          # Forgotten after so long without a channel and a publish.
 
 # Queues that shall exist. More are made by: tanist queue create NAME
 # [[queue]]

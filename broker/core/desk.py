@@ -217,7 +217,7 @@ class Desk:
 
     def wake(self, now: float, outbox: list[Effect]) -> None:
         self.consumers.wake(now)
-        self.producers.expire()
+        self.producers.wake(now)
         self._say_held(now, outbox)
 
     def next_deadline(self) -> float | None:

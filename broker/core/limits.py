@@ -68,6 +68,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     producers_max: AtLeastOne = 100_000
     """Remembered producers per post office; beyond, the one idle for longest is forgotten."""
 
+    producer_idle_s: AtLeastOne = 24 * 60 * 60
+    """A producer without a channel that published nothing for so long is forgotten."""
+
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Table `[timing]`. All times are in milliseconds. The first three must agree in a cluster."""

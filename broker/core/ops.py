@@ -16,6 +16,7 @@ integers are little endian; ids of sessions, consumers and producers are 16 raw 
     EXPIRE_PRODUCER  producer 16
     DROP_PART        part u32
     PURGE            part u32 | through offset u64
+    PASS_TIME        seconds u32
     DECLARE, ADOPT   queue as msgpack
     DELETE           queue id u64
 
@@ -58,6 +59,7 @@ class Kind(IntEnum):
     EXPIRE_PRODUCER = 9
     DROP_PART = 10
     PURGE = 11
+    PASS_TIME = 12
     DECLARE = 64
     DELETE = 65
     ADOPT = 66
@@ -72,6 +74,7 @@ _ATTACH: Final = Struct("<II?16s16s")
 _DETACH: Final = Struct("<16s16s")
 _PRODUCER: Final = Struct("<I16s")
 _PURGE: Final = Struct("<IQ")
+_PASS_TIME: Final = Struct("<I")
 _QUEUE_ID: Final = Struct("<Q")
 
 _encode_queue: Final = msgspec.msgpack.Encoder().encode
@@ -232,6 +235,19 @@ class Purge(msgspec.Struct, frozen=True, gc=False):
         return (_PURGE.pack(self.part, self.through),)
 
 
+class PassTime(msgspec.Struct, frozen=True, gc=False):
+    """So much time has passed since the owner said so last, or became the owner.
+
+    It was measured, so no clock that is set wrong, here or at a client, shows in it.
+    """
+
+    kind: ClassVar[int] = Kind.PASS_TIME
+    seconds: int
+
+    def parts(self) -> tuple[bytes, ...]:
+        return (_PASS_TIME.pack(self.seconds),)
+
+
 class DeclareQueue(msgspec.Struct, frozen=True):
     """A queue comes into being, under an id that was never given before."""
 
@@ -274,6 +290,7 @@ PostOfficeOp = (
     | ExpireProducer
     | DropPart
     | Purge
+    | PassTime
 )
 CatalogOp = DeclareQueue | DeleteQueue | Adopt
 
@@ -347,6 +364,10 @@ def _purge(data: bytes, start: int, end: int) -> Purge:
     return Purge(*_PURGE.unpack_from(data, start))
 
 
+def _pass_time(data: bytes, start: int, end: int) -> PassTime:
+    return PassTime(*_PASS_TIME.unpack_from(data, start))
+
+
 def _declare(data: bytes, start: int, end: int) -> DeclareQueue:
     return DeclareQueue(_decode_queue(data[start:end]))
 
@@ -371,6 +392,7 @@ _POST_OFFICE_OPS: Final[dict[int, Callable[[bytes, int, int], PostOfficeOp]]] = 
     Kind.EXPIRE_PRODUCER: _expire_producer,
     Kind.DROP_PART: _drop_part,
     Kind.PURGE: _purge,
+    Kind.PASS_TIME: _pass_time,
 }
 _CATALOG_OPS: Final[dict[int, Callable[[bytes, int, int], CatalogOp]]] = {
     Kind.DECLARE: _declare,

@@ -8,7 +8,8 @@ same places: a promotion converts nothing.
 
 A *producer* is known by its id, under one epoch, and its batches come strictly in order: the
 state knows the number that comes next, so a repeat is recognised wherever the client repeats
-it. Producers stand in the order of their last use, for the owner to forget the oldest.
+it. Producers stand in the order of their last use, for the owner to forget the oldest. How
+long ago that was is counted in *served time*: owners say how much of it passed, by an op.
 
 A *consumer* is known by its *holder*, the pair (session, consumer), which survives its
 connections and its owner. On each part from which it is served it has a number, under which
@@ -33,7 +34,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Container
 from enum import StrEnum
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, takewhile
 from struct import Struct
 from typing import Any, Final
 
@@ -47,6 +48,7 @@ from broker.core.ops import (
     DropPart,
     ExpireProducer,
     OpenPart,
+    PassTime,
     PostOfficeOp,
     Producer,
     Publish,
@@ -71,9 +73,9 @@ FIRST_N: Final = 1
 EXPIRED_MAX: Final = 1_000
 """Producers that are named for expiry at once, so that a turn of the loop stays short."""
 
-_NUMBERS: Final = Struct("<IQIIQ")
+_NUMBERS: Final = Struct("<IQIIQQ")
 _ENTRY: Final = Struct("<IQ")
-_PRODUCER: Final = Struct("<16sIQ")
+_PRODUCER: Final = Struct("<16sIQQ")
 _CONSUMER: Final = Struct("<I16s16sI?")
 _encode_queue: Final = msgspec.msgpack.Encoder().encode
 
@@ -98,11 +100,12 @@ class Consumer(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Producer:
-    __slots__ = ("epoch", "next_n")
+    __slots__ = ("epoch", "next_n", "used_s")
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, used_s: int) -> None:
         self.epoch = epoch
         self.next_n = FIRST_N
+        self.used_s = used_s  # When it was used last, in served time.
 
 
 class _Entry:
@@ -126,6 +129,7 @@ class PostOffice:
         next_part: The number that the next `OpenPart` must give.
         next_consumer: The same of `Attach`.
         next_delivery: The same of `Deliver`.
+        served_s: For how long owners have served this content, as they said.
     """
 
     def __init__(self, sid: int, gen: int, *, shelf: Shelf | None = None) -> None:
@@ -134,6 +138,7 @@ class PostOffice:
         self.next_part = 1
         self.next_consumer = 1
         self.next_delivery = 1
+        self.served_s = 0
         self.shelf = shelf or Shelf.in_memory()
         self._entries: dict[int, _Entry] = {}
         self._part_of: dict[int, int] = {}  # By queue id.
@@ -168,6 +173,7 @@ class PostOffice:
         assert op.base == part.end
         self._producers.move_to_end(op.producer)
         producer.next_n = op.batch.end_n
+        producer.used_s = self.served_s
         return part.append(op.batch)
 
     def _deliver(self, op: Deliver) -> None:
@@ -214,11 +220,14 @@ class PostOffice:
     def _bind_producer(self, op: Producer) -> None:
         known = self._producers.get(op.producer)
         assert known is None or op.producer_epoch > known.epoch
-        self._producers[op.producer] = _Producer(op.producer_epoch)
+        self._producers[op.producer] = _Producer(op.producer_epoch, self.served_s)
         self._producers.move_to_end(op.producer)
 
     def _expire_producer(self, op: ExpireProducer) -> None:
         del self._producers[op.producer]
+
+    def _pass_time(self, op: PassTime) -> None:
+        self.served_s += op.seconds
 
     def _drop_part(self, op: DropPart) -> None:
         entry = self._entries.pop(op.part)
@@ -239,7 +248,7 @@ class PostOffice:
     def digest(self) -> bytes:
         """16 bytes that are equal on all copies that applied the same ops. `O(state)`."""
         numbers = (self.sid, self.gen, self.next_part, self.next_consumer, self.next_delivery)
-        digest = blake2b(_NUMBERS.pack(*numbers), digest_size=16)
+        digest = blake2b(_NUMBERS.pack(*numbers, self.served_s), digest_size=16)
         for part, entry in sorted(self._entries.items(), key=lambda item: item[0]):
             queue, content = _encode_queue(entry.queue), entry.part.digest()
             digest.update(_ENTRY.pack(part, len(queue) + len(content)))
@@ -249,7 +258,7 @@ class PostOffice:
             digest.update(_CONSUMER.pack(number, *msgspec.structs.astuple(consumer)))
         # In the order of their last use, since it decides who is forgotten.
         for producer, known in self._producers.items():
-            digest.update(_PRODUCER.pack(producer, known.epoch, known.next_n))
+            digest.update(_PRODUCER.pack(producer, known.epoch, known.next_n, known.used_s))
         return digest.digest()
 
     def check(self) -> None:
@@ -273,6 +282,9 @@ class PostOffice:
                     held += run.size
             assert held == entry.part.in_flight, "a message is in flight to nobody"
         assert all(known.next_n >= FIRST_N for known in self._producers.values())
+        used = [known.used_s for known in self._producers.values()]
+        assert used == sorted(used)
+        assert not used or used[-1] <= self.served_s
 
     # What became of an op, for the owner
 
@@ -360,6 +372,21 @@ class PostOffice:
             return Standing.FENCED, known.next_n
         return Standing.KNOWN, known.next_n
 
+    @property
+    def knows_producers(self) -> bool:
+        return bool(self._producers)
+
+    def producers_idle(self, idle_s: int, in_use: Container[bytes] = ()) -> list[bytes]:
+        """Who was not used for so much of served time, those idle for longest first.
+
+        None of `in_use` is named, and not more than `EXPIRED_MAX` are. `O(named)`, and those
+        in use that have been idle for longer.
+        """
+        before_s = self.served_s - idle_s
+        idle = takewhile(lambda item: item[1].used_s <= before_s, self._producers.items())
+        named = (producer for producer, _ in idle if producer not in in_use)
+        return list(islice(named, EXPIRED_MAX))
+
     def producers_to_expire(self, most: int, in_use: Container[bytes] = ()) -> list[bytes]:
         """Who is to be forgotten so that `most` are left: those idle for longest.
 
@@ -416,6 +443,7 @@ _APPLY: Final[dict[type[PostOfficeOp], Callable[[PostOffice, Any], Result]]] = {
     Detach: PostOffice._detach,
     Producer: PostOffice._bind_producer,
     ExpireProducer: PostOffice._expire_producer,
+    PassTime: PostOffice._pass_time,
     DropPart: PostOffice._drop_part,
     Purge: PostOffice._purge,
 }

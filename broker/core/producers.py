@@ -32,8 +32,15 @@ from broker.core.connection import Connection
 from broker.core.events import Effect
 from broker.core.handout import Confirm, Handout, Say
 from broker.core.limits import Limits
-from broker.core.ops import ExpireProducer, OpenPart, PostOfficeOp, Producer, Publish
-from broker.core.post_office import PostOffice, Standing
+from broker.core.ops import (
+    ExpireProducer,
+    OpenPart,
+    PassTime,
+    PostOfficeOp,
+    Producer,
+    Publish,
+)
+from broker.core.post_office import EXPIRED_MAX, PostOffice, Standing
 from replication.core.stream import Stream
 from tanist.errors import RemoteProtocolError
 from tanist.wire import hot
@@ -48,6 +55,8 @@ GRANT_SHARE: Final = 8
 GRANT_BYTES_MIN: Final = 4 << 10
 """Less is not given: the producer waits for more."""
 REFUSED_RETRY_MS: Final = 1000
+TIME_SHARE: Final = 24
+"""Time is told to the post office each so-manieth part of what a producer may be idle."""
 
 
 class Producers:
@@ -83,6 +92,10 @@ class Producers:
         self._channels: dict[bytes, ProducerChannel] = {}
         self._hungry: dict[ProducerChannel, None] = {}
         self._parked: deque[tuple[ProducerChannel, Batch]] = deque()
+        self._time_told_at: float | None = None
+        self._someone_idle = False
+        self._were_here: set[bytes] = set()
+        """Who had a channel when time was told before: they may be on their way back."""
         self.duplicates = 0
         """Messages that were repeated and known already, since this node owns the stream."""
 
@@ -167,11 +180,31 @@ class Producers:
         if self._channels.get(channel.producer) is channel:
             del self._channels[channel.producer]
 
-    def expire(self) -> None:
-        """Forget the numbers of producers that have not been here for longest, if too many."""
+    def wake(self, now: float) -> None:
+        """Forget producers that were not here for long; or for longest, if they are too many."""
+        if self._time_told_at is None:
+            self._time_told_at = now
+        passed_s = int(now - self._time_told_at)
+        if passed_s >= max(1, self._limits.producer_idle_s // TIME_SHARE):
+            self._time_told_at = now
+            if self._office.knows_producers:
+                self._stream.append(PassTime(passed_s))
+                self._someone_idle = True
+        if self._someone_idle:
+            self._forget_idle()
         most = self._limits.producers_max
         for producer in self._office.producers_to_expire(most, in_use=self._channels):
             self._stream.append(ExpireProducer(producer))
+
+    def _forget_idle(self) -> None:
+        idle_s = self._limits.producer_idle_s
+        in_use = self._channels.keys() | self._were_here
+        idle = self._office.producers_idle(idle_s, in_use)
+        for producer in idle:
+            self._stream.append(ExpireProducer(producer))
+        if len(idle) < EXPIRED_MAX:
+            self._someone_idle = False
+            self._were_here = set(self._channels)
 
     # Publishing
 

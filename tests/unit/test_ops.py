@@ -19,6 +19,7 @@ from broker.core.ops import (
     ExpireProducer,
     Kind,
     OpenPart,
+    PassTime,
     PostOfficeOp,
     Producer,
     Publish,
@@ -63,6 +64,7 @@ POST_OFFICE_OPS: list[PostOfficeOp] = [
     ExpireProducer(PRODUCER),
     DropPart(3),
     Purge(3, 1 << 40),
+    PassTime(3_600),
 ]
 CATALOG_OPS: list[CatalogOp] = [DeclareQueue(QUEUE), DeleteQueue(QUEUE.id), Adopt(QUEUE)]
 
