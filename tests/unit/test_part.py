@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from sortedcontainers import SortedDict
 
 import paging.ranges
 from paging.pages import Pages
 from paging.part import ATTEMPTS_MAX, Answer, Part, Purged
 from paging.ranges import Counted, Range
+from paging.spans import Spans
 from tanist.wire.batch import IN_DOUBT, Batch, seal
 
 ANNA, BERT = ("anna", 1), ("bert", 1)
@@ -312,14 +312,14 @@ def test_a_requeue_of_ten_thousand_messages_is_one_run_of_each_kind() -> None:
     assert part.runs == 1
 
 
-def test_the_usual_way_of_a_message_makes_no_sorted_container(
+def test_the_usual_way_of_a_message_makes_no_container_of_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Given that nobody may make a sorted container
-    def refuse() -> SortedDict[int, int]:
-        raise AssertionError("a sorted container was made")
+    # Given that nobody may make a container of ranges
+    def refuse(*, span_bits: int, runs_max: int) -> Spans:
+        raise AssertionError("a container was made")
 
-    monkeypatch.setattr(paging.ranges, "SortedDict", refuse)
+    monkeypatch.setattr(paging.ranges, "Spans", refuse)
     part = Part()
 
     # When batches come in, go out in runs that fit no batch, and are acknowledged whole
