@@ -80,10 +80,14 @@ class Alone:
                 self.node.handle(Persisted(effect.token), self.now, self.outbox)
             elif isinstance(effect, ListenForClients):
                 self.listens = True
-            elif isinstance(effect, ClientWrite | ClientClose | Exit):
+            elif self.keeps(effect):
                 self.outbox.append(effect)
         self.now += 0.05
         self.node.handle(Wake(), self.now, self.outbox)
+
+    def keeps(self, effect: Effect) -> bool:
+        """Whether the test wants to see it."""
+        return isinstance(effect, ClientWrite | ClientClose | Exit)
 
     def connect(self, number: int) -> None:
         self.node.handle(ClientOpened(number), self.now, self.outbox)
