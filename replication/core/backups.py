@@ -160,7 +160,9 @@ class Backups:
         for who, backup in list(self._by_who.items()):
             if backup in waited_for:
                 continue
-            if who not in targets or backup.dead or self.silent_s(backup, now) >= silence_s:
+            # Who said that its copy is void, and was let go, begins anew like a stranger.
+            gone = backup.dead or backup.void
+            if who not in targets or gone or self.silent_s(backup, now) >= silence_s:
                 del self._by_who[who]
         for who in targets:
             if (

@@ -25,11 +25,11 @@ class Copy(Generic[OpT, ResultT]):
     Attributes:
         applied: Number of the last op that the state has.
         commit: The last op that is known to be committed; it may be ahead of the log.
-        unfit: Why this copy cannot go on by ops, whatever others have; or empty.
-        void: Applying failed: the state is wrong.
+        void: Why this copy is wrong, or empty: applying an op failed, or its log is another
+            one than the owner's. It must not be elected, whatever it holds.
     """
 
-    __slots__ = ("applied", "commit", "gen", "history", "log", "machine", "unfit", "void")
+    __slots__ = ("applied", "commit", "gen", "history", "log", "machine", "void")
 
     def __init__(self, gen: int, machine: Machine[OpT, ResultT]) -> None:
         self.gen = gen
@@ -38,8 +38,7 @@ class Copy(Generic[OpT, ResultT]):
         self.history: History = ()
         self.applied = 0
         self.commit = 0
-        self.unfit = ""
-        self.void = False
+        self.void = ""
 
     def apply_through(self, seq: int) -> None:
         """Apply the tail up to `seq`, which ends a segment. Raises what the machine raises."""

@@ -6,6 +6,11 @@
 
 `joining.py` decides which of these it is, `shadow.py` receives. The copy that counts stays
 until the fresh one has all that the owner had when it told of its epoch.
+
+A void copy (applying an op failed, or its log is another one than the owner's) is never
+elected. It says VOID as long as the map shows it in sync, so that nobody waits for it, and is
+filled anew like any other: by then it has all that it ever confirmed. If the fresh copy becomes
+void too, the fault is not in this copy but in this program: it stays void for this epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from typing import Generic
 from replication.core.copy import Copy
 from replication.core.events import Level
 from replication.core.identity import Incarnation
-from replication.core.joining import GoOn, Refill, WaitForTransfer, plan, sound
+from replication.core.joining import GoOn, Refill, WaitForTransfer, difference, plan, sound
 from replication.core.machine import Machine, OpT, ResultT
 from replication.core.messages import Aligned, Join, NewEpoch, Segments, Tick, Void
 from replication.core.seat import Seat
@@ -50,6 +55,7 @@ class Following(Generic[OpT, ResultT]):
         self._seat = seat
         self._sid = seat.sid
         self._make = make
+        self._hopeless_in = 0  # The epoch in which a fresh copy became void as well.
         self._receipts = count(1)
 
     @property
@@ -75,13 +81,29 @@ class Following(Generic[OpT, ResultT]):
         head = self._seat.head(copy.gen, epoch)
         outbox.append(Send(owner, Join(*head, copy.history, copy.log.end, copy.applied, why)))
 
-    def follow(self, owner: Incarnation, offer: NewEpoch, now: float, outbox: list[Effect]) -> None:
-        """An owner tells of its epoch, which is the highest that was seen."""
+    def follow(
+        self,
+        owner: Incarnation,
+        offer: NewEpoch,
+        now: float,
+        outbox: list[Effect],
+        *,
+        in_sync: bool,
+    ) -> None:
+        """An owner tells of its epoch, which is the highest that was seen.
+
+        `in_sync`: so the map has it for this copy.
+        """
         shadow = self.shadow
         if not sound(offer) or (shadow is not None and shadow.owner != owner):
             sentence = f"{owner} says what no owner of stream {self._sid} can say"
             outbox.append(Distrust(self._sid, owner, sentence))
             return
+        if shadow is None and not self.copy.void and (why := difference(self.copy, offer)):
+            self._declare_void(self.copy, why, outbox)
+        if self.copy.void and in_sync:
+            # To each new owner: the one before may have died with the knowledge.
+            self._say_void(owner, offer.epoch, outbox)
         if shadow is not None:
             if shadow.copy.log.end >= offer.first_kept:
                 # It was told before. Nothing is cut a second time: this copy may be ahead
@@ -93,11 +115,9 @@ class Following(Generic[OpT, ResultT]):
                 return
             # What is missing is not kept any more.
             self.shadow = None
-        if self.copy.void:
-            # Said to each new owner: the one before may have died with the knowledge.
-            outbox.append(Send(owner, Void(*self._seat.head(self.copy.gen, offer.epoch))))
-            return
         step = plan(self.copy, offer)
+        if isinstance(step, Refill) and self._hopeless_in == offer.epoch:
+            step = WaitForTransfer(f"{step.why}; a fresh copy became void, too")
         if isinstance(step, GoOn):
             cut = self.copy.cut(step.common)
             self._seat.counts["cut"] += cut
@@ -137,11 +157,18 @@ class Following(Generic[OpT, ResultT]):
             copy.apply_through(seq)
         # Whatever the machine raises is a bug in it, and makes the copy worthless.
         except Exception as error:
-            copy.void = True
             why = f"applying an op after {copy.applied} of stream {self._sid} failed: {error!r}"
-            outbox.append(Note(Level.ERROR, "a copy is void", {"sid": self._sid, "why": why}))
-            if copy is self.copy:
-                outbox.append(CopyVoid(self._sid, why))
+            self._declare_void(copy, why, outbox)
+
+    def _declare_void(self, copy: Copy[OpT, ResultT], why: str, outbox: list[Effect]) -> None:
+        copy.void = why
+        self._seat.counts["void"] += 1
+        outbox.append(Note(Level.ERROR, "a copy is void", {"sid": self._sid, "why": why}))
+        if copy is self.copy:
+            outbox.append(CopyVoid(self._sid, why))
+
+    def _say_void(self, owner: Incarnation, epoch: int, outbox: list[Effect]) -> None:
+        outbox.append(Send(owner, Void(*self._seat.head(self.copy.gen, epoch))))
 
     def _wait(self, step: WaitForTransfer, outbox: list[Effect]) -> None:
         if not self.why:
@@ -181,22 +208,19 @@ class Following(Generic[OpT, ResultT]):
     def _after(self, shadow: Shadow[OpT, ResultT], now: float, outbox: list[Effect]) -> None:
         """What was received may have been applied, may not fit, or may be the last that lacked."""
         copy = shadow.copy
-        self.apply(copy, min(copy.commit, copy.log.end - 1), outbox)
+        if not copy.void:
+            self.apply(copy, min(copy.commit, copy.log.end - 1), outbox)
+        else:
+            self._declare_void(copy, copy.void, outbox)
         if copy is self.copy:
             # Of a fresh copy's ticks the old one, which still answers questions, knows nothing.
             self.heard_release = max(self.heard_release, shadow.release)
-        if copy.unfit:
+        if copy.void:
             self.shadow = None
             if copy is self.copy:
-                self.why = copy.unfit
-                fields: dict[str, object] = {"sid": self._sid, "why": copy.unfit}
-                outbox.append(Note(Level.ERROR, "a copy does not fit", fields))
-                self.offer(shadow.owner, shadow.epoch, copy.unfit, outbox)
-        elif copy.void:
-            self.shadow = None
-            if copy is self.copy:
-                void = Void(*self._seat.head(copy.gen, shadow.epoch))
-                outbox.append(Send(shadow.owner, void))
+                self._say_void(shadow.owner, shadow.epoch, outbox)
+            else:
+                self._hopeless_in = shadow.epoch
         elif shadow.fill_end and not shadow.filling:
             # Nothing can have been released without this copy's receipts, if it is in sync:
             # so the fresh one has all that the old one may be needed for.

@@ -9,12 +9,12 @@ for a shadow, a newcomer and a deposed owner alike, as long as three things hold
 1. nothing at or above the common point is applied here, since a state cannot be taken back;
 2. the owner still keeps the segments from the common point on;
 3. the chains agree there. Where this copy does not know its own, or the owner's is not told,
-   the first segment that is received decides.
+   the first segment that is received decides. If they do not, this copy is wrong: it is void.
 
 Else the content must come anew, into a fresh copy. If the owner keeps the log from its first
 op on, the fresh copy is filled by ops as well (`Refill`). The old copy stays until the fresh
 one has all that the owner's log had at that moment: until then it is the one that counts, it
-is electable if it is in sync, and no receipts are given.
+is electable if it is in sync, and no receipts are given. Only a void copy is not.
 """
 
 from __future__ import annotations
@@ -54,10 +54,8 @@ Plan = GoOn | Refill | WaitForTransfer
 # What the machine is does not matter here.
 def plan(copy: Copy[Any, Any], offer: NewEpoch) -> Plan:
     """What this copy has to do to follow the owner that says `offer`."""
-    if copy.void:
-        return WaitForTransfer("this copy is void")
     common = common_point(copy.history, copy.log.end, offer.history, offer.log_end)
-    why = copy.unfit or _obstacle(copy, offer, common)
+    why = copy.void or _obstacle(copy, offer, common)
     if not why:
         return GoOn(common)
     if offer.first_kept == 1:
@@ -70,6 +68,13 @@ def _obstacle(copy: Copy[Any, Any], offer: NewEpoch, common: int) -> str:
         return f"applied through {copy.applied}, but only ops below {common} are common"
     if common < min(offer.first_kept, offer.log_end):
         return f"ops from {common} on are missing here"
+    return ""
+
+
+# What the machine is does not matter here.
+def difference(copy: Copy[Any, Any], offer: NewEpoch) -> str:
+    """Where this copy's log and the owner's, which should be the same there, are not."""
+    common = common_point(copy.history, copy.log.end, offer.history, offer.log_end)
     mine = copy.log.chain_at(common)
     theirs = offer.chain if common == offer.log_end else None
     for entry in offer.history:

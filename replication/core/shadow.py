@@ -17,7 +17,7 @@ Rules
 1. Nothing is applied here: that may fail, and then the whole copy is another matter. What
    may be is what is known to be committed, since the tail can be cut and the state cannot.
 2. A segment that does not fit is dropped if it came by the group: anybody may have damaged it.
-   If the owner itself sent it over the link, the logs differ, and this copy is unfit.
+   If the owner itself sent it over the link, the logs differ, and this copy is void.
 3. The end of an epoch is the end of this object: nobody gives receipts in an old epoch.
 4. While `filling` no receipt is given: the copy that counts is still another one.
 """
@@ -156,7 +156,7 @@ class Shadow(Generic[OpT, ResultT]):
                 return True
             self._seat.counts["damaged"] += 1
         elif by_link:
-            self.copy.unfit = f"the owner's log differs below op {log.end}"
+            self.copy.void = f"the owner's log differs below op {log.end}"
         else:
             self._seat.counts["does not fit"] += 1
         return False
@@ -216,7 +216,7 @@ class Shadow(Generic[OpT, ResultT]):
         """Say how far this copy is. Nothing, while it is not the one that counts."""
         self._receipt_at = None
         self._unreceipted_bytes = 0
-        if self.fill_end or self.copy.unfit:
+        if self.fill_end or self.copy.void:
             return
         self._receipt_sent_at = now
         outbox.append(

@@ -84,7 +84,7 @@ class Role(Enum):
     SHADOW = "shadow"  # In sync by the map, though perhaps not yet aligned with the epoch.
     JOINER = "joiner"  # Follows, and is not in sync.
     WAITING_FOR_TRANSFER = "waiting for transfer"  # Cannot follow by ops, or is filled anew.
-    VOID = "void"  # Applying failed here; it is no candidate for anything.
+    VOID = "void"  # Its content is wrong: it is no candidate for anything.
     NONE = "none"
 
 
@@ -148,15 +148,14 @@ class Stream(Generic[OpT, ResultT]):
             return Role.VOID
         if self._following.why:
             return Role.WAITING_FOR_TRANSFER
-        entry = self._entry
-        if entry is not None and entry.gen == self.gen and self._me in entry.isr:
+        if self._is_in_sync:
             return Role.SHADOW
         return Role.NONE if self._following.shadow is None else Role.JOINER
 
     @property
     def why(self) -> str:
         """Why this copy cannot follow; empty if it does, or need not."""
-        return self._following.why
+        return self._following.why or self.copy.void
 
     @property
     def epoch(self) -> int:
@@ -305,6 +304,11 @@ class Stream(Generic[OpT, ResultT]):
     # The map
 
     @property
+    def _is_in_sync(self) -> bool:
+        entry = self._entry
+        return entry is not None and entry.gen == self.gen and self._me in entry.isr
+
+    @property
     def _entry(self) -> StreamEntry | None:
         return None if self._map is None else self._map.streams.get(self.sid)
 
@@ -418,7 +422,7 @@ class Stream(Generic[OpT, ResultT]):
                 elif isinstance(message, Invite):
                     self._following.offer(member, self.epoch_seen, "", outbox)
                 else:
-                    self._following.follow(member, message, now, outbox)
+                    self._following.follow(member, message, now, outbox, in_sync=self._is_in_sync)
             case Receipt() | Nak() | Join() | Aligned() | Void():
                 if self._owner is not None:
                     self._to_owner(self._owner, member, message, now, outbox)

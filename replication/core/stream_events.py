@@ -137,7 +137,10 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class CopyVoid:
-    """Applying an op failed here, so the copy is wrong. It is no candidate for anything."""
+    """The copy is wrong: applying an op failed, or its log is another one than the owner's.
+
+    It is no candidate for anything until it is filled anew.
+    """
 
     sid: int
     sentence: str

@@ -242,7 +242,7 @@ def _keeps_all_entries(history: History, *, epoch: int, log_end: int, chain: int
 
 
 def _the_tail_stays(copy: AnyCopy, offer: NewEpoch) -> Plan:
-    return GoOn(copy.log.end) if not copy.unfit else plan(copy, offer)
+    return GoOn(copy.log.end) if not copy.void else plan(copy, offer)
 
 
 def _cuts_below_applied(copy: AnyCopy, offer: NewEpoch) -> Plan:

@@ -205,7 +205,7 @@ def test_a_copy_that_is_being_filled_is_elected_with_what_it_had() -> None:
 def test_a_void_copy_that_is_elected_ends_its_node() -> None:
     cluster = Cluster(a_map(A, B), A, B)
     cluster.run(0.2)
-    cluster[B].copy.void = True
+    cluster[B].copy.void = "for this test"
 
     cluster.learn(moved(cluster.value, B, (A, B)))
 

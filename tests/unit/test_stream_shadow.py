@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from replication.core.changes import Shrink, ShrinkWhy
+from replication.core.identity import Incarnation
 from replication.core.messages import (
     Nak,
     NewEpoch,
@@ -99,6 +101,20 @@ def segments(*texts: bytes) -> list[Segments]:
         owner.seal(1.0, outbox)
     made = owner.copy.log.between(1, owner.log_end)
     return [said(segment) for segment in made]
+
+
+class Broken(Lines):
+    """A machine that cannot apply anything."""
+
+    def apply(self, op: Line, /) -> int:
+        raise ArithmeticError
+
+
+def cannot_apply(cluster: Cluster, who: Incarnation, *, ever: bool = False) -> None:
+    """From now on this node's copy fails; with `ever` each fresh one, too."""
+    cluster[who].machine.apply = Broken(1).apply  # type: ignore[method-assign]
+    if ever:
+        cluster[who]._following._make = Broken
 
 
 def said(*made: Segment, commit: int = 0, repair: bool = False) -> Segments:
@@ -273,9 +289,10 @@ def test_an_owner_whose_log_differs_is_not_followed() -> None:
     follower.hear(tick(3))
 
     # Then no receipt is given for whatever this copy is
-    assert follower.stream.role is Role.WAITING_FOR_TRANSFER
+    assert follower.stream.role is Role.VOID
     assert "differs" in follower.stream.why
     assert follower.receipts() == []
+    assert any(isinstance(e, Send) and isinstance(e.message, Void) for e in follower.outbox)
 
 
 @pytest.mark.parametrize(
@@ -339,24 +356,81 @@ def test_a_copy_that_cannot_apply_is_void_and_says_so() -> None:
     # Given an op that the owner could apply, and this copy cannot
     cluster = Cluster(a_map(A, B, C), A, B, C)
     cluster.run(0.2)
-    machine = cluster[B].machine
-    assert isinstance(machine, Lines)
-    machine.apply = lambda op: 1 // 0  # type: ignore[method-assign]
+    cannot_apply(cluster, B)
 
     # When it is committed
     cluster.append(A, b"one")
-    cluster.run(0.3)
+    cluster.run(0.009)
 
     # Then the copy counts no more, and the others go on
-    assert cluster[B].role is Role.VOID
     assert len(cluster.said_by(B, CopyVoid)) == 1
     assert [m for who, _, m in cluster.sent if isinstance(m, Void)]
-    assert cluster.entry.isr == (A, C)
+    assert [f.why for f in cluster.proposed if isinstance(f, Shrink)] == [ShrinkWhy.VOID]
     assert cluster.entry.shed == ()
     assert cluster.released(A) == [b"one"]
     cluster.append(A, b"two")
     cluster.run(0.3)
     assert cluster.released(A) == [b"one", b"two"]
+
+
+def test_a_void_copy_is_filled_anew_and_comes_back_by_itself() -> None:
+    # Given a copy in sync that could not apply an op, as long as nobody may let it go
+    cluster = Cluster(a_map(A, B, C), A, B, C)
+    cluster.run(0.2)
+    cluster.register_answers = False
+    cannot_apply(cluster, B)
+    cluster.append(A, b"one")
+    cluster.run(2.0)
+    void_at_first = cluster[B].role
+
+    # When it is let go, and time passes
+    cluster.register_answers = True
+    cluster.answer()
+    cluster.run(3.0)
+
+    # Then it is in sync again, with what the others have
+    assert void_at_first is Role.VOID, "no candidate, until it is filled"
+    assert cluster.entry.isr == (A, B, C)
+    assert cluster[B].role is Role.SHADOW
+    assert cluster[B].counts["refilled"] == 1
+    check_all(cluster)
+
+
+def test_a_copy_whose_log_differs_is_filled_anew_too() -> None:
+    # Given a copy in sync whose log is not the owner's
+    cluster = Cluster(a_map(A, B, C), A, B, C)
+    cluster.run(0.2)
+    cluster.append(A, b"one")
+    cluster[B].copy.log.chain += 1
+
+    # When the owner sends more
+    cluster.append(A, b"two")
+    cluster.run(3.0)
+
+    # Then it says that it is void, is let go, and comes back
+    assert len(cluster.said_by(B, CopyVoid)) == 1
+    assert [f.why for f in cluster.proposed if isinstance(f, Shrink)] == [ShrinkWhy.VOID]
+    assert cluster.entry.isr == (A, B, C)
+    check_all(cluster)
+
+
+def test_a_copy_that_is_void_again_stays_so_until_another_epoch() -> None:
+    # Given a node that cannot apply what the owner could
+    cluster = Cluster(a_map(A, B, C), A, B, C)
+    cluster.run(0.2)
+    cannot_apply(cluster, B, ever=True)
+    cluster.append(A, b"one")
+
+    # When it was filled once
+    cluster.run(5.0)
+    tried = cluster[B].counts["refills"]
+    cluster.run(5.0)
+
+    # Then it is not filled again and again
+    assert tried == 1
+    assert cluster[B].counts["refills"] == 1
+    assert cluster[B].role is Role.VOID
+    assert cluster.entry.isr == (A, C)
 
 
 def test_a_shadow_forgets_old_segments_and_none_that_it_has_not_applied() -> None:
