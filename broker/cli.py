@@ -13,6 +13,7 @@ from importlib.metadata import version
 import click
 
 from broker.commands.config import config, init
+from broker.commands.declare_lost import declare_lost
 from broker.commands.dev import dev
 from broker.commands.messages import receive, send
 from broker.commands.queues import queue
@@ -54,7 +55,7 @@ def main() -> None:
     """
 
 
-for command in (run, init, dev, send, receive, queue, status, config):
+for command in (run, init, dev, send, receive, queue, status, declare_lost, config):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -211,6 +211,10 @@ class Client:
         """See `tanist.Client.queue_status`."""
         return self._thread.call(self._client.queue_status(after))
 
+    def declare_lost(self, sid: int, gen: int) -> None:
+        """See `tanist.Client.declare_lost`."""
+        self._thread.call(self._client.declare_lost(sid, gen))
+
     @property
     def node(self) -> str:
         """The node by which this client is in the cluster; empty while it is not."""

@@ -296,6 +296,14 @@ class Client:
             await self._ask(lambda core, token, now: core.queue_status(token, now, after=after))
         )
 
+    async def declare_lost(self, sid: int, gen: int) -> None:
+        """Give up this life of a stream: it goes on empty, in the next gen.
+
+        For an operator who knows that no process which held a copy, and counts as down, comes
+        back with it. Raises `RefusedError` as long as a node that counts as up may have one.
+        """
+        await self._ask(lambda core, token, now: core.declare_lost(token, sid, gen, now))
+
     @property
     def node(self) -> str:
         """The node by which this client is in the cluster; empty while it is not."""

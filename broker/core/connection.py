@@ -40,6 +40,7 @@ _CLIENT_VERBS: Final = frozenset(
         Verb.STAT,
         Verb.PURGE,
         Verb.STATUS,
+        Verb.DECLARE_LOST,
         Verb.OPEN_PRODUCER,
         Verb.OPEN_CONSUMER,
         Verb.PUBLISH,

@@ -59,6 +59,7 @@ from replication.core.member import (
     MemberSettings,
     News,
     ReleasedFound,
+    Vouched,
 )
 from replication.core.stream import StreamLimits
 
@@ -211,6 +212,9 @@ class Node:
                 self._waiting.found(news.req, caught_up)
                 if news.owned:
                     self._reception.try_again(now, outbox)
+            case Vouched():
+                self._waiting.decided(news.token, news.result)
+                self._reception.try_again(now, outbox)
             case Forwarded():
                 self.definitions.forwarded(news, now, outbox)
             case _:

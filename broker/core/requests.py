@@ -18,15 +18,17 @@ import msgspec
 from broker.core.definitions import Definitions
 from broker.core.desk import Desk
 from broker.core.desks import Desks
-from broker.core.events import Effect, PeerEffect
+from broker.core.events import Effect, Level, Log, PeerEffect
 from broker.core.limits import Limits
 from broker.core.status import StatusReport
 from broker.core.waiting import Waiting, WaitingRoom
+from replication.core.changes import DONE
 from replication.core.clustermap import CATALOG_SID
 from replication.core.member import Member
 from tanist.errors import RemoteProtocolError
 from tanist.wire.control import (
     Declare,
+    DeclareLost,
     Delete,
     Describe,
     Done,
@@ -94,6 +96,8 @@ class Requests:
                     document = self._status.document(now)
                 raw = msgspec.Raw(msgspec.json.encode(document))
                 connection.say(Done(req=request.req, status=raw), outbox)
+            case DeclareLost():
+                self._declare_lost(waiting, request, outbox)
             case _:
                 raise RemoteProtocolError(
                     f"{type(request).__name__} is not for a client to say", code="bad_state"
@@ -182,6 +186,30 @@ class Requests:
             waiting.connection.say(moved, outbox, waiting.channel)
         else:
             self._waiting.put(waiting, sid=sid, why="a takeover is under way", outbox=outbox)
+
+    # By a vote
+
+    def _declare_lost(self, waiting: Waiting, request: DeclareLost, outbox: list[Effect]) -> None:
+        """Any node may propose it; the guard of the change decides."""
+        connection, sid, gen = waiting.connection, request.sid, request.gen
+        value, verdict = self._member.map, waiting.verdict
+        entry = value.streams.get(sid) if value is not None else None
+        if (entry is not None and entry.gen > gen) or verdict == DONE:
+            # Also if it is asked again since the first answer was lost on its way.
+            connection.say(Done(req=request.req), outbox)
+            return
+        if verdict is not None:
+            sentence = verdict.removeprefix("refused: ")
+            error = Error(req=request.req, code="refused", sentence=sentence, value=str(sid))
+            connection.say(error, outbox)
+            return
+        if waiting.asked is None:
+            waiting.asked = next(self._questions)
+            self._member.declare_lost(waiting.asked, sid, gen)
+            fields: dict[str, object] = {"sid": sid, "gen": gen, "client": connection.client}
+            outbox.append(Log(Level.WARNING, "the operator declares a stream lost", fields))
+        why = "a majority of the voting nodes must agree"
+        self._waiting.put(waiting, sid=sid, why=why, outbox=outbox)
 
     # From our copy of the catalog
 

@@ -1,4 +1,4 @@
-"""Requests that wait: for an owner, or for this node's copy of the catalog.
+"""Requests that wait: for an owner, for this node's copy of the catalog, or for a vote.
 
 A request that cannot be answered yet is told so with WAIT and kept, at most `park_ms`; then
 it is answered RETRY, and the client asks again, perhaps somewhere else. Whenever something
@@ -29,7 +29,9 @@ class Waiting:
     """How far the catalog's owner was when it was asked: (gen, seq). When our copy is there,
     what it does not have does not exist."""
     asked: int | None = None
-    """Number of the question to the catalog's owner that is under way."""
+    """Number of the question to the catalog's owner, or of the proposal, that is under way."""
+    verdict: str | None = None
+    """What the voting nodes made of what it proposes: `DONE`, or why it is refused."""
     told: bool = False
     """WAIT was said."""
 
@@ -74,6 +76,12 @@ class WaitingRoom:
             if waiting.asked == asked:
                 waiting.asked = None
                 waiting.caught_up = caught_up
+
+    def decided(self, asked: int, verdict: str) -> None:
+        """The voting nodes agreed about what a request proposes."""
+        for waiting in self._waiting:
+            if waiting.asked == asked:
+                waiting.verdict = verdict
 
     def try_again(self, answer: Callable[[Waiting], None]) -> None:
         """Try all: `answer` answers a request, or puts it back."""

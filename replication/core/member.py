@@ -26,6 +26,7 @@ import msgspec
 
 from replication.core import register_effects as register_says, stream_events as stream_says
 from replication.core.caretaker import Caretaker
+from replication.core.changes import DeclareLost
 from replication.core.clustermap import ClusterMap, NodeState, incarnation, superseded
 from replication.core.events import (
     DialFailed,
@@ -64,6 +65,7 @@ from replication.core.member_events import (
     MemberSettings as MemberSettings,
     News as News,
     ReleasedFound as ReleasedFound,
+    Vouched as Vouched,
 )
 from replication.core.messages import (
     decode as decode_stream_message,
@@ -201,6 +203,12 @@ class Member:
         """Say this to the layer above at the owner of a stream. False: it was not sent."""
         owner = self.owner_of(sid)
         return owner is not None and self._send(owner, Forward(sid, payload), outbox)
+
+    def declare_lost(self, token: int, sid: int, gen: int) -> None:
+        """Propose that a stream goes on empty, since the operator vouches for it that no process
+        that counts as down comes back with a copy. `Vouched` is the outcome."""
+        function = DeclareLost(sid=sid, gen=gen, me=self.me, vouched=True)
+        self._proposals.from_above(token, function)
 
     def cut_off(self, sid: int, now: float) -> bool:
         """Whether this owner hears neither its in-sync set nor a majority, for 3 s by now."""
@@ -533,9 +541,12 @@ class Member:
         cared = self._proposals.caring
         answers = self._proposals.answered(effect)
         self._look_around |= cared and not self._proposals.caring
-        for sid, token, result in answers:
-            outcome = stream_says.Outcome(token, effect.ver, result)
-            self.streams[sid].handle(outcome, now, self._outbox_of(sid))
+        for wish, result in answers:
+            if wish.sid is None:
+                self._news.append(Vouched(wish.token, result))
+            else:
+                outcome = stream_says.Outcome(wish.token, effect.ver, result)
+                self.streams[wish.sid].handle(outcome, now, self._outbox_of(wish.sid))
 
     def _stream_said(
         self, sid: int, effect: stream_says.Effect, now: float, outbox: list[PeerEffect]

@@ -53,4 +53,13 @@ class Forwarded:
     payload: bytes
 
 
-News = MapLearned | Forwarded | ReleasedFound | stream_says.News
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """What became of `declare_lost`."""
+
+    token: int
+    result: str
+    """`changes.DONE`, or why it was refused."""
+
+
+News = MapLearned | Vouched | Forwarded | ReleasedFound | stream_says.News

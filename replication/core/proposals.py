@@ -7,6 +7,7 @@ node's turn (`turns.py`). Who asked is told what became of it, by the number of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from replication.core.changes import Function
 from replication.core.register import Register
@@ -14,8 +15,20 @@ from replication.core.register_effects import Changed, Effect
 from replication.core.turns import Turns
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One change that is wanted."""
+
+    function: Function
+    care: bool = False
+    """Of those that care for the map. They look at the map for what became of it."""
+    sid: int | None = None
+    """The stream that wants it; None: the layer above, if nobody that cares."""
+    token: int = 0
+
+
 class Proposals:
-    """The wishes of one node's streams, and of those that care for the map.
+    """The wishes of one node's streams, of those that care for the map, and of the layer above.
 
     Attributes:
         caring: A wish of those that care is on its way and not answered. They say nothing new
@@ -26,38 +39,42 @@ class Proposals:
         self.caring = False
         self._register = register
         self._turns = turns
-        self._waiting: list[tuple[Function, int | None, int]] = []
-        self._asked: dict[int, list[tuple[int | None, int]]] = {}
+        self._waiting: list[Wish] = []
+        self._asked: dict[int, list[Wish]] = {}
         self._caring_request: int | None = None
 
     def by_stream(self, sid: int, token: int, function: Function) -> None:
         """The stream is told the outcome, by its token."""
-        self._waiting.append((function, sid, token))
+        self._waiting.append(Wish(function, sid=sid, token=token))
 
     def by_care(self, functions: Sequence[Function]) -> None:
-        self._waiting += [(function, None, 0) for function in functions]
+        self._waiting += [Wish(function, care=True) for function in functions]
+
+    def from_above(self, token: int, function: Function) -> None:
+        """The layer above is told the outcome, by its token."""
+        self._waiting.append(Wish(function, token=token))
 
     def hand_over(self, now: float, outbox: list[Effect]) -> bool:
         """Let the register have what waits, if it can. Whether it has."""
         if not self._may_go() or now < self._turns.since:
             return False
         waiting, self._waiting = self._waiting, []
-        request = self._register.change([function for function, _, _ in waiting], now, outbox)
-        self._asked[request] = [(sid, token) for _, sid, token in waiting]
-        if any(sid is None for _, sid, _ in waiting):
+        request = self._register.change([wish.function for wish in waiting], now, outbox)
+        self._asked[request] = waiting
+        if any(wish.care for wish in waiting):
             self._caring_request = request
             self.caring = True
         return True
 
-    def answered(self, effect: Changed) -> list[tuple[int, int, str]]:
-        """What became of a request: (sid, token, result) for each wish of a stream."""
+    def answered(self, effect: Changed) -> list[tuple[Wish, str]]:
+        """What became of the wishes of a request, but for those of care."""
         if effect.request == self._caring_request:
             self.caring = False
         asked = self._asked.pop(effect.request, [])
         return [
-            (sid, token, result)
-            for (sid, token), result in zip(asked, effect.results, strict=False)
-            if sid is not None
+            (wish, result)
+            for wish, result in zip(asked, effect.results, strict=False)
+            if not wish.care
         ]
 
     def next_deadline(self) -> float | None:

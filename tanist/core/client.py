@@ -191,6 +191,12 @@ class ClientCore:
         self._check_open()
         self._ask(control.Status(req=0, queues=True, after=after), None, _done_to(token), now)
 
+    def declare_lost(self, token: object, sid: int, gen: int, now: float) -> None:
+        """Resolved with a `Done` when that life of the stream is over."""
+        self._check_open()
+        request = control.DeclareLost(req=0, sid=sid, gen=gen)
+        self._ask(request, None, _done_to(token), now)
+
     def offices_of(self, info: control.QueueInfo) -> list[int]:
         """The post offices that may hold a part of this queue."""
         return [info.sid] if info.spread == "one" else self.topology.offices

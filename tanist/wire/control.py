@@ -202,6 +202,14 @@ class Status(Page, frozen=True, kw_only=True):
     """A page of queues and what is in them is asked for, and nothing else of the status."""
 
 
+class DeclareLost(Request, frozen=True, kw_only=True):
+    """The operator's word that no copy of a stream will come back: it goes on empty."""
+
+    sid: U32
+    gen: U64
+    """The life of it that is given up; another one is not touched."""
+
+
 class OpenProducer(Request, frozen=True, kw_only=True):
     sid: U32
     gen: U64 = 0
@@ -320,6 +328,7 @@ SCHEMAS: Final[dict[int, type[Message]]] = {
     Verb.STAT: Stat,
     Verb.PURGE: Purge,
     Verb.STATUS: Status,
+    Verb.DECLARE_LOST: DeclareLost,
     Verb.OPEN_PRODUCER: OpenProducer,
     Verb.OPEN_CONSUMER: OpenConsumer,
     Verb.OPENED: Opened,

@@ -48,6 +48,7 @@ class Verb(IntEnum):
     STAT = 20
     PURGE = 21
     STATUS = 22
+    DECLARE_LOST = 23
     OPEN_PRODUCER = 32
     OPEN_CONSUMER = 33
     OPENED = 34

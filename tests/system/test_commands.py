@@ -21,6 +21,7 @@ import tanist as client
 from broker.commands.local_cluster import free_ports
 from tanist.wire.limits import QUEUES_PAGE_MAX
 from tests.system.cluster import Cluster, wait_until
+from tests.system.conftest import MakeCluster
 
 pytestmark = pytest.mark.system
 
@@ -160,6 +161,31 @@ def test_queues_that_fill_several_pages_are_all_seen(one_node: Cluster) -> None:
     assert status["queues"][names[-1]]["ready"] == 2
     assert re.search(names[-1] + r" +every +2 +0", page)
     assert "and 1,060 queues with fewer messages" in page
+
+
+def test_the_operator_declares_lost_what_nobody_can_prove_to_be(
+    make_cluster: MakeCluster,
+) -> None:
+    # Given a post office with two copies, of which one node is dead and one was started again
+    cluster = make_cluster(nodes=3, extra="[cluster]\nfailover_peers = 1\n")
+    cluster.start()
+    cluster["node1"].kill()
+    cluster["node2"].kill()
+    cluster["node2"].start()
+    cluster.wait_for_status(
+        lambda status: [node["state"] for node in status["nodes"].values()] == ["down", "up", "up"],
+        what="node1 to count as down",
+    )
+
+    # When the operator says that the content is gone
+    said = tanist(cluster, "declare-lost", "node1", "--yes")
+    streams = as_json(cluster, "status")["streams"].values()
+
+    # Then the post office goes on, empty, at a node that is up
+    assert b"it goes on empty, in gen 2" in said.stdout
+    [stream] = [stream for stream in streams if stream["home"] == "node1"]
+    assert stream["gen"] == 2
+    assert stream["owner"].partition(".")[0] in ("node2", "node3")
 
 
 def test_a_node_alone_says_that_it_is_unprotected(one_node: Cluster) -> None:

@@ -235,6 +235,7 @@ def test_after_a_fork_every_call_raises(server: ServerThread) -> None:
             client.queues,
             client.status,
             client.queue_status,
+            lambda: client.declare_lost(1, 1),
             client.close,
             lambda: client.declare("x"),
             lambda: client.producer("q"),

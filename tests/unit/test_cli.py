@@ -45,6 +45,7 @@ COMMANDS = [
     ["queue", "purge"],
     ["queue", "stat"],
     ["status"],
+    ["declare-lost"],
     ["config", "check"],
 ]
 
@@ -206,6 +207,54 @@ def test_status_takes_each_thing_from_the_node_that_knows_it() -> None:
     assert stream["warnings"] == ["HELD: why", "a is waiting for transfer: cut off"]
     assert set(stream["copies"]) == {"a", "b"}
     assert document["queues"]["q"] == {"spread": "every", "ready": 4, "in_flight": 2, "bytes": 20}
+
+
+def seen_without_copies() -> dict[str, Any]:
+    """A post office whose owner is down, and whose other copy came up again, empty."""
+    document = seen_by("b", ver=7, owner="a.1", in_sync=["a.1", "b.1"], shed=[], gen=3)
+    document["nodes"]["a"] |= {"state": "down", "incarnation": "1"}
+    document["nodes"]["b"] |= {"incarnation": "2"}
+    return document
+
+
+def test_who_declares_a_stream_lost_is_told_first_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a post office without a copy that lives
+    asked: list[object] = []
+
+    def with_client(url: str, work: object) -> list[dict[str, Any]]:
+        asked.append(work)
+        return [seen_without_copies()]
+
+    monkeypatch.setattr("broker.commands.declare_lost.with_client", with_client)
+
+    # When it is to be declared lost, and the question is answered with no; and then by a program
+    result = CliRunner().invoke(main, ["declare-lost", "a"], input="n\n")
+    by_program = run("declare-lost", "a", "--json")
+
+    # Then the question says what is lost, and nothing was said to the cluster but to ask it
+    assert "post office 1 of a was held by a (down), b (was started again since" in result.stderr
+    assert "All messages in it are lost for good" in result.stderr
+    assert result.exit_code == 1
+    assert by_program.exit_code == 2
+    assert len(asked) == 2
+
+
+def test_what_a_node_that_is_up_may_hold_is_not_declared_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a post office with a copy on a node that is up
+    document = seen_without_copies()
+    document["nodes"]["b"]["incarnation"] = "1"
+    monkeypatch.setattr("broker.commands.declare_lost.with_client", lambda url, work: [document])
+
+    # When it is to be declared lost
+    result = run("declare-lost", "a", "--yes")
+
+    # Then the command says which node that is
+    assert result.exit_code == 4
+    assert "b.1 counts as up and may still hold post office 1 of a" in result.stderr
 
 
 def test_status_shows_a_node_that_did_not_answer() -> None:

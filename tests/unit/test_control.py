@@ -15,6 +15,7 @@ from tanist.wire.control import (
     Close,
     Closed,
     Declare,
+    DeclareLost,
     Delete,
     Describe,
     Done,
@@ -92,6 +93,7 @@ EXAMPLES: list[Message] = [
     Stat(req=9, sid=1, queue_id=5),
     Purge(req=10, sid=1, queue_id=5),
     Status(req=11),
+    DeclareLost(req=11, sid=1, gen=2),
     Status(req=11, queues=True, after="orders", limit=2),
     OpenProducer(req=12, sid=1, queue_id=5, producer=ID, producer_epoch=1, lowest_n=1),
     OpenConsumer(

@@ -19,6 +19,7 @@ from tanist.wire.control import (
     Close,
     Closed,
     Declare,
+    DeclareLost,
     Delete,
     Describe,
     Done,
@@ -185,6 +186,7 @@ CONTROL: dict[str, tuple[int, Message]] = {
     "stat": (0, Stat(req=12, sid=2, queue_id=1 << 32 | 2)),
     "purge": (0, Purge(req=13, sid=2, queue_id=1 << 32 | 2)),
     "status": (0, Status(req=14)),
+    "declare_lost": (0, DeclareLost(req=15, sid=2, gen=1)),
     "status_queues": (0, Status(req=14, queues=True, after="orders")),
     "open_producer": (
         3,

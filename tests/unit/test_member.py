@@ -18,7 +18,7 @@ from replication.core.events import (
     Wake,
 )
 from replication.core.identity import Incarnation
-from replication.core.member import Member, MemberSettings
+from replication.core.member import Member, MemberSettings, Vouched
 from replication.core.peer_messages import PeerHello, peer_frame
 from replication.core.stream import StreamLimits
 from tests.unit.stream_setup import Lines
@@ -82,6 +82,26 @@ class Node:
     @property
     def exits(self) -> list[str]:
         return [effect.sentence for effect in self.said if isinstance(effect, Exit)]
+
+
+def test_what_the_operator_vouches_for_is_answered_by_the_register() -> None:
+    # Given a node that owns stream 1
+    node = Node(FIRST)
+    node.run()
+    node.member.take_news()
+
+    # When it is told to declare that lost, and a stream that is not there
+    node.member.declare_lost(5, 1, 1)
+    node.member.declare_lost(6, 7, 1)
+    node.run()
+
+    # Then each is refused, by its token, and the stream goes on
+    vouched = [news for news in node.member.take_news() if isinstance(news, Vouched)]
+    assert vouched == [
+        Vouched(5, "refused: n.1 may still hold stream 1"),
+        Vouched(6, "refused: there is no stream 7"),
+    ]
+    assert node.member.owns(1)
 
 
 def restarted() -> Node:

@@ -25,6 +25,7 @@ from tanist.wire.batch import Part, flags_of, seal
 from tanist.wire.control import (
     SCHEMAS,
     Declare,
+    DeclareLost,
     Delete,
     Done,
     Error,
@@ -35,6 +36,7 @@ from tanist.wire.control import (
     Opened,
     OpenProducer,
     Status,
+    Wait,
     control_frame,
     read_control,
 )
@@ -196,6 +198,28 @@ def test_a_producer_of_a_deleted_queue_is_told_even_if_it_never_published() -> N
     alone.send(1, frame(Verb.PUBLISH, 5, batch))
     alone.hear(1)
     assert alone.node.desks.offices[1].office.queue_ids() == []
+
+
+def test_a_stream_of_which_a_copy_lives_is_not_lost_whoever_says_so() -> None:
+    # Given a node that owns its post office
+    alone = Alone()
+    alone.connect(1)
+
+    # When an operator declares that lost, then a stream that is not there, then an older life
+    answers: list[Message] = []
+    for sid, gen in ((1, 1), (7, 1), (1, 0)):
+        alone.say(1, DeclareLost(req=5, sid=sid, gen=gen))
+        for _ in range(3):
+            answers += alone.hear(1)
+
+    # Then the voters refuse the first two, and the third is over already
+    final = [answer for answer in answers if not isinstance(answer, Wait)]
+    assert [a.sentence for a in final if isinstance(a, Error)] == [
+        "n.1 may still hold stream 1",
+        "there is no stream 7",
+    ]
+    assert isinstance(final[-1], Done)
+    assert alone.declare(1)
 
 
 MANY = 25_000
