@@ -21,7 +21,8 @@ How many runs there can be. Fresh messages are one run, since they are taken fro
 only. All others are held or returned, and nothing fresh is handed out while something is
 returned; so held and returned together are never more than the credit that the consumers
 had at the moment when they had most, whatever the backlog. In the worst case, every second
-one acknowledged, each of these is a run.
+one acknowledged, each of these is a run. Where runs are many they are kept as bits (`spans`);
+and who hands messages out stops giving out fresh ones while `bookkeeping_bytes` is too much.
 
 Rules
 -----
@@ -47,6 +48,9 @@ from tanist.wire.batch import IN_DOUBT, Batch
 
 ATTEMPTS_MAX: Final = 0xFFFF
 """Attempts are counted up to here, as a delivery has 16 bits for them."""
+
+_DELIVERY_BYTES: Final = 500
+"""What is known of one delivery that is in flight, beside the holes in it."""
 
 Holder = Hashable
 """Who a delivery was made to. The same on every copy, and so is its `repr`."""
@@ -110,8 +114,11 @@ class Part:
         return self._live
 
     def cursors(self) -> tuple[int | None, int | None]:
-        """The next message that was returned, and the next fresh one."""
+        """The next message that was returned, and the next fresh one, without what is lost."""
         returned, fresh = self._returned.first, self._fresh.first
+        if self.pages.lost:
+            returned = self._first_readable(self._returned)
+            fresh = self._first_readable(self._fresh)
         return returned and returned.first, fresh and fresh.first
 
     @property
@@ -133,6 +140,23 @@ class Part:
     def runs(self) -> int:
         """Of how many runs the messages not done with consist: what the bookkeeping costs."""
         return self._live.runs
+
+    @property
+    def bookkeeping_bytes(self) -> int:
+        """About what all but the messages takes up in memory. `O(1)`."""
+        places = (self._live, self._fresh, self._returned, self._flagged)
+        return (
+            sum(place.bookkeeping_bytes for place in places)
+            + self._attempts.bookkeeping_bytes
+            # The holes in what a delivery still holds are holes in `live`, or returned.
+            + self._live.bookkeeping_bytes
+            + _DELIVERY_BYTES * len(self._held)
+        )
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether what is handed out next was handed out before."""
+        return bool(self._returned)
 
     def append(self, batch: Batch) -> Range:
         """Apply a publish op: the batch's messages wait at the end. `O(1)`."""
@@ -172,6 +196,15 @@ class Part:
             elif flagged:
                 run = Range(run.first, flagged[0].first)
         return self.pages.fitting(run, bytes_max)
+
+    def waiting(self, run: Range) -> list[Range]:
+        """Which parts of a run wait for a consumer."""
+        return [*self._returned.within(run), *self._fresh.within(run)]
+
+    @property
+    def lost(self) -> list[Range]:
+        """What waits, and no copy can read any more."""
+        return [piece for run in self.pages.lost for piece in self.waiting(run)]
 
     def flagged(self, run: Range) -> list[Range]:
         """Which parts of a run may have been seen before. Of a `head`, all of it or nothing."""
@@ -234,7 +267,10 @@ class Part:
         end = min(through + 1, self.end)
         if end <= 0:
             return Purged(0, 0)
-        run = Range(0, end)
+        return self.skip(Range(0, end))
+
+    def skip(self, run: Range) -> Purged:
+        """Apply a skip op: what waits of `run` is gone. What is held stays with its holders."""
         dropped = 0
         for place in (self._returned, self._fresh):
             for piece in place.discard(run):

@@ -55,6 +55,9 @@ ALONE_MESSAGES_MAX: Final = 2_048
 """Of one run, if no other leg has credit: batches are not chopped without need."""
 ALONE_BYTES_MAX: Final = 1 << 20
 """The same in bytes of bodies."""
+BOOKKEEPING_BYTES_MAX: Final = 64 << 20
+"""What a part may take up in memory beside its messages: half a billion holes, if they are close
+together. Beyond it only what was returned is handed out, until acks have closed some."""
 PLAN_PIECES_MAX: Final = 2_000
 """Runs and batches in them, of one call of `plan`; at some 5 µs each. The rest waits a turn."""
 READY_AGAIN_S: Final = 0.05
@@ -132,17 +135,26 @@ class Dispatcher:
         office: The state of which this node is the owner.
         unacked_max: Messages that a leg may have at once without having settled them, whatever
             its client allows. Who sets it calls `settled` for each settlement. None: no bound.
+        bookkeeping_bytes_max: Of one part: with more than that nothing fresh is handed out, since
+            each delivery may leave holes. What was returned is, and closes them.
     """
 
-    def __init__(self, office: PostOffice, *, unacked_max: int | None = None) -> None:
+    def __init__(
+        self,
+        office: PostOffice,
+        *,
+        unacked_max: int | None = None,
+        bookkeeping_bytes_max: int = BOOKKEEPING_BYTES_MAX,
+    ) -> None:
         self._office = office
         self._unacked_max = unacked_max
+        self._bookkeeping_bytes_max = bookkeeping_bytes_max
         self._legs: dict[int, _Leg] = {}
         self._queues: dict[int, _Queue] = {}
         # Sets in the order of insertion.
         self._busy: OrderedDict[_Queue, None] = OrderedDict()  # Perhaps a run to plan.
         self._hungry: OrderedDict[_Queue, None] = OrderedDict()  # Perhaps somebody to tell.
-        # Somebody has credit, and the messages are not in memory yet.
+        # Somebody has credit, but the messages are not in memory yet, or there are too many holes.
         self._away: dict[_Queue, None] = {}
         # When more are told. Each is set to the same time ahead, so the first ends first.
         self._waiting: OrderedDict[_Queue, float] = OrderedDict()
@@ -207,6 +219,8 @@ class Dispatcher:
         entry = self._legs[leg]
         # What an earlier channel of this consumer was sent may be settled on this one.
         entry.messages_settled = min(entry.messages_settled + messages, entry.messages_used)
+        if entry.queue in self._away:
+            self._mark(entry.queue)
         if entry.place is entry.queue.full:
             self._find_place(entry)
 
@@ -257,7 +271,9 @@ class Dispatcher:
         append: Callable[[PostOfficeOp], object],
         planned: list[Planned],
     ) -> int:
-        """Plan a run for the leg whose turn it is. Returns what it cost; 0: it is not in memory."""
+        """Plan a run for the leg whose turn it is. Returns what it cost; 0: it has to wait."""
+        if part.bookkeeping_bytes > self._bookkeeping_bytes_max and not part.has_returned:
+            return 0
         office = self._office
         leg = next(iter(queue.robin.values()))
         alone = len(queue.robin) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.core.dispatcher import Dispatcher, Planned
+from broker.core.dispatcher import BOOKKEEPING_BYTES_MAX, Dispatcher, Planned
 from broker.core.ops import (
     Ack,
     Attach,
@@ -62,9 +62,16 @@ def spans(planned: Sequence[Planned]) -> list[tuple[int, int, int]]:
 class Office:
     """A post office as its owner has it. All that it appends is kept."""
 
-    def __init__(self, *, unacked_max: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        unacked_max: int | None = None,
+        bookkeeping_bytes_max: int = BOOKKEEPING_BYTES_MAX,
+    ) -> None:
         self.state = PostOffice(1, 1)
-        self.dispatcher = Dispatcher(self.state, unacked_max=unacked_max)
+        self.dispatcher = Dispatcher(
+            self.state, unacked_max=unacked_max, bookkeeping_bytes_max=bookkeeping_bytes_max
+        )
         self.log: list[PostOfficeOp] = []
 
     def append(self, op: PostOfficeOp) -> Result:

@@ -634,3 +634,25 @@ def test_no_time_is_set_once_nothing_waits() -> None:
 
     # Then there is nothing to wake up for
     assert office.dispatcher.next_deadline() is None
+
+
+def test_nothing_fresh_is_handed_out_while_a_part_has_too_many_holes() -> None:
+    # Given a part that may have no more than a few holes, with every second message acknowledged
+    office = Office(bookkeeping_bytes_max=3_000)
+    office.publish(*[b"x"] * 1_000)
+    office.add_leg(1, messages=100)
+    [planned] = office.plan()
+    before = office.state.part(1).bookkeeping_bytes
+    office.ack(*[(planned.number, offset, 1) for offset in range(0, 100, 2)])
+    assert before < 3_000 < office.state.part(1).bookkeeping_bytes
+
+    # When the leg has credit again
+    office.dispatcher.settled(1, 50)
+    office.dispatcher.credit(1, 200, PLENTY)
+    waits = office.plan()
+
+    # Then it gets nothing new; but when it acknowledges the rest, it does
+    assert waits == []
+    office.ack(*[(planned.number, offset, 1) for offset in range(1, 100, 2)])
+    office.dispatcher.settled(1, 50)
+    assert spans(office.plan()) == [(1, 100, 100)]
