@@ -7,7 +7,8 @@ gone, how long does it take to take one out, and does it matter in which order t
 Method: one set that is one run. Of every two offsets the first one is taken out, a call each:
 in order, in random order, and in runs of 64 in random order with all of a run's calls in a
 row, as many consumers do it that each work through their own delivery. Then all runs are
-read, as a digest does. Memory is what the process has grown by since it had nothing but the
+read, as a digest does. Each order has a process of its own, and what was freed before is given
+back to the system. Memory is what that process has grown by since it had nothing but the
 numbers to take out; beside it stands what the set says of itself. The longest of all calls is
 told as well. Time is that of this thread alone, with the 0.3 µs that it takes to ask for it.
 
@@ -23,6 +24,8 @@ import gc
 import json
 from array import array
 from collections.abc import Iterator
+from ctypes import CDLL
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from resource import getpagesize
@@ -62,6 +65,7 @@ def measure(messages: int, order: str) -> dict[str, object]:
     offsets = firsts(messages, order)
     gc.collect()
     gc.disable()
+    CDLL(None).malloc_trim(0)
     before = resident_bytes()
     queue = Ranges(Range(0, messages))
     remove = queue.remove
@@ -105,7 +109,8 @@ def main() -> None:
             f" {'read, ns':>9} {'bytes a message':>16} {'it says':>8}"
         )
     for order in ORDERS:
-        result = measure(arguments.messages, order)
+        with get_context("spawn").Pool(1) as pool:
+            result = pool.apply(measure, (arguments.messages, order))
         if arguments.json:
             print(json.dumps(result), flush=True)
         else:
