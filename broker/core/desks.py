@@ -92,15 +92,21 @@ class Desks:
     # Memory
 
     def used_bytes(self) -> int:
-        """What the budget is spent on: pages in memory, kept segments, parked publishes."""
-        streams = self._member.streams.values()
-        held = sum(stream.kept_bytes for stream in streams)
-        queues = sum(
-            stream.machine.resident_bytes
-            for stream in streams
-            if isinstance(stream.machine, PostOffice)
-        )
-        return held + queues + sum(desk.producers.parked_bytes for desk in self.offices.values())
+        """What the budget is spent on: pages in memory, kept segments, parked publishes.
+
+        A large batch that is kept for repair is the same object in its page. While all of a
+        post office is in memory, its newest batches are taken to be those: they count once.
+        What has gone to files may be just these, so by so much less is taken as shared.
+        """
+        used = sum(desk.producers.parked_bytes for desk in self.offices.values())
+        for stream in self._member.streams.values():
+            used += stream.kept_bytes
+            office = stream.machine
+            if isinstance(office, PostOffice):
+                resident = office.resident_bytes
+                shared = min(stream.lent_bytes, resident) - office.shelf.tally.disk_bytes
+                used += resident - max(0, shared)
+        return used
 
     def free_bytes(self) -> int:
         """What is left of it for the backlog of one more stream."""

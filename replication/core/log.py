@@ -20,15 +20,26 @@ class OpLog:
         chain: Of all ops so far.
         bytes_total: Of all records ever appended and not cut; it measures distances.
         bytes_kept: The same, of the segments that are still there.
+        bytes_lent: What of these the machine may keep as the same objects.
     """
 
-    __slots__ = ("_ends", "_firsts", "_segments", "bytes_kept", "bytes_total", "chain", "end")
+    __slots__ = (
+        "_ends",
+        "_firsts",
+        "_segments",
+        "bytes_kept",
+        "bytes_lent",
+        "bytes_total",
+        "chain",
+        "end",
+    )
 
     def __init__(self) -> None:
         self.end = 1
         self.chain = 0
         self.bytes_total = 0
         self.bytes_kept = 0
+        self.bytes_lent = 0
         self._segments: list[Segment] = []
         self._firsts: list[int] = []
         self._ends: list[int] = []  # `bytes_total` after each segment.
@@ -45,6 +56,7 @@ class OpLog:
         self._firsts.append(segment.first_seq)
         self.bytes_total += segment.size
         self.bytes_kept += segment.size
+        self.bytes_lent += segment.lent
         self._ends.append(self.bytes_total)
         self.end = segment.end_seq
         self.chain = segment.chain_after
@@ -60,6 +72,7 @@ class OpLog:
         size = sum(segment.size for segment in gone)
         self.bytes_total -= size
         self.bytes_kept -= size
+        self.bytes_lent -= sum(segment.lent for segment in gone)
         self.chain = gone[0].chain_before
         count, self.end = self.end - at, at
         del self._segments[index:], self._firsts[index:], self._ends[index:]
@@ -116,6 +129,7 @@ class OpLog:
             if kept <= bytes_max or segment.end_seq > below:
                 break
             kept -= segment.size
+            self.bytes_lent -= segment.lent
             count += 1
         del self._segments[:count], self._firsts[:count], self._ends[:count]
         self.bytes_kept = kept
@@ -130,6 +144,7 @@ class OpLog:
             at = segment.end_seq
         assert at == self.end
         assert self.bytes_kept == sum(segment.size for segment in kept)
+        assert self.bytes_lent == sum(segment.lent for segment in kept)
         assert not kept or kept[-1].chain_after == self.chain
 
     def _index(self, seq: int) -> int:

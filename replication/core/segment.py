@@ -41,6 +41,8 @@ assert RECORD_HEADER_BYTES == 6
 
 OWN_PART_BYTES: Final = 512
 """A payload of this size or more is a bytes object of its own."""
+LENT_PART_BYTES: Final = 8 << 10
+"""A part of this size or more may be kept by the machine as the same object: it is *lent*."""
 SEGMENT_OPS_MAX: Final = 65_535
 
 
@@ -57,6 +59,7 @@ class Segment:
     """See the module docstring. `end_seq` is the number of the op after the last one.
 
     Attributes:
+        lent: Bytes of those parts that the machine may keep, too.
         parts: The records, as bytes one after the other, without the segment's header.
         records: Where the ops stand in `parts`; empty once this copy has applied them.
     """
@@ -68,6 +71,7 @@ class Segment:
         "created_epoch",
         "end_seq",
         "first_seq",
+        "lent",
         "parts",
         "records",
         "size",
@@ -83,6 +87,7 @@ class Segment:
         size: int,
         parts: tuple[bytes, ...],
         records: tuple[Record, ...] = (),
+        lent: int = 0,
     ) -> None:
         self.created_epoch = created_epoch
         self.first_seq = first_seq
@@ -93,6 +98,7 @@ class Segment:
         self.size = size
         self.parts = parts
         self.records = records
+        self.lent = lent
 
     @property
     def wire_bytes(self) -> int:
@@ -121,12 +127,13 @@ class Segment:
 class OpenSegment:
     """The ops of this turn, until it ends."""
 
-    __slots__ = ("_parts", "_small", "count", "first_seq", "size")
+    __slots__ = ("_lent", "_parts", "_small", "count", "first_seq", "size")
 
     def __init__(self, first_seq: int) -> None:
         self.first_seq = first_seq
         self.count = 0
         self.size = 0
+        self._lent = 0
         self._parts: list[bytes] = []
         self._small: list[bytes] = []
 
@@ -141,6 +148,8 @@ class OpenSegment:
                 self._parts.append(b"".join(small))
                 self._parts.append(part)
                 small.clear()
+                if len(part) >= LENT_PART_BYTES:
+                    self._lent += len(part)
         self.count += 1
         self.size += RECORD_HEADER_BYTES + payload_bytes
 
@@ -151,7 +160,14 @@ class OpenSegment:
         parts = tuple(part for part in self._parts if part)
         chain_after = chain_over(parts, chain_before)
         return Segment(
-            epoch, self.first_seq, self.count, chain_before, chain_after, self.size, parts
+            epoch,
+            self.first_seq,
+            self.count,
+            chain_before,
+            chain_after,
+            self.size,
+            parts,
+            lent=self._lent,
         )
 
 
@@ -173,15 +189,16 @@ def read_segments(data: bytes, at: int, end: int) -> tuple[Segment, ...]:
             raise _bad("a segment is longer than its frame", size)
         if not (epoch and first_seq and count and first_seq + count < 1 << 63):
             raise _bad("a segment is without epoch, number or ops", first_seq)
-        parts, records = _read_records(data, at, at + size, count)
-        segments.append(Segment(epoch, first_seq, count, before, after, size, parts, records))
+        parts, records, lent = _read_records(data, at, at + size, count)
+        segments.append(Segment(epoch, first_seq, count, before, after, size, parts, records, lent))
         at += size
     return tuple(segments)
 
 
 def _read_records(
     data: bytes, at: int, end: int, count: int
-) -> tuple[tuple[bytes, ...], tuple[Record, ...]]:
+) -> tuple[tuple[bytes, ...], tuple[Record, ...], int]:
+    lent = 0
     parts: list[bytes] = []
     records: list[Record] = []
     # Small records wait as positions, until the run that they share is cut out: from
@@ -215,11 +232,13 @@ def _read_records(
             parts.append(own)
             records.append(Record(kind, own, 0, length))
             run_at = at + length
+            if length >= LENT_PART_BYTES:
+                lent += length
         at += length
     if at != end:
         raise _bad("a segment has bytes after its last record", end - at)
     cut_run(end)
-    return tuple(parts), tuple(records)
+    return tuple(parts), tuple(records), lent
 
 
 def _bad(what: str, value: int) -> RemoteProtocolError:

@@ -221,6 +221,14 @@ class Stream(Generic[OpT, ResultT]):
     def kept_bytes(self) -> int:
         return self._following.kept_bytes
 
+    @property
+    def lent_bytes(self) -> int:
+        """What of the kept bytes the machine may keep as the same objects: large payloads of
+        ops that it has applied."""
+        log = self.copy.log
+        tail = 0 if self._owner is not None else log.bytes_from(self.copy.applied + 1)
+        return max(0, log.bytes_lent - tail)
+
     def lags(self) -> list[tuple[Incarnation, int]]:
         """At the owner: how many ops each other copy is behind."""
         return [] if self._owner is None else self._owner.lags()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from replication.core.log import OpLog
-from replication.core.segment import OpenSegment
+from replication.core.segment import LENT_PART_BYTES, OpenSegment
 
 
 def add(log: OpLog, count: int = 1, size: int = 10) -> None:
@@ -104,3 +104,22 @@ def test_segments_between_two_ops_are_whole() -> None:
     assert log.between(3, 3) == []
     with pytest.raises(AssertionError):
         log.between(3, 7)
+
+
+def test_what_is_lent_is_known_of_what_is_kept() -> None:
+    # Given a log of large and small ops
+    log = OpLog()
+    for size in (LENT_PART_BYTES, 10, LENT_PART_BYTES, 2 * LENT_PART_BYTES):
+        add(log, 1, size)
+    all_of_it = log.bytes_lent
+
+    # When its end is cut, and its beginning is forgotten
+    log.cut(4)
+    after_cut = log.bytes_lent
+    log.trim(bytes_max=LENT_PART_BYTES, below=3)
+
+    # Then what is lent is that of the rest
+    assert all_of_it == 4 * LENT_PART_BYTES
+    assert after_cut == 2 * LENT_PART_BYTES
+    assert log.bytes_lent == LENT_PART_BYTES
+    log.check()

@@ -7,6 +7,7 @@ from crc32c import crc32c
 from hypothesis import given, strategies as st
 
 from replication.core.segment import (
+    LENT_PART_BYTES,
     OWN_PART_BYTES,
     RECORD_HEADER_BYTES,
     OpenSegment,
@@ -116,3 +117,16 @@ def test_a_segment_cut_short_is_refused(missing: int) -> None:
 
     with pytest.raises(RemoteProtocolError):
         read_segments(data, 0, len(data) - missing)
+
+
+def test_what_the_machine_may_keep_as_it_is_is_counted_by_writer_and_reader() -> None:
+    # Given ops with payloads below and above the size of what is lent
+    small, large = bytes(LENT_PART_BYTES - 1), bytes(LENT_PART_BYTES)
+    made = closed((b"a", small), (large,), (large, b"b"))
+
+    # When the segment is read
+    (read,) = read_segments(wire(made), 0, len(wire(made)))
+
+    # Then the large ones are lent, to the byte here, and with what stands around them there
+    assert made.lent == 2 * LENT_PART_BYTES
+    assert read.lent == 3 * LENT_PART_BYTES + 1
