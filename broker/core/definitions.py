@@ -32,6 +32,9 @@ RECOVERY_S_MAX: Final = 10.0
 """After the catalog was lost, nobody is told `not_found` for so long, or until of each post
 office the owner has said which queues have parts there."""
 
+PARTS_TOLD_MAX: Final = 5_000
+"""In one frame to the catalog's owner. It holds as many, however long their names are."""
+
 
 class Told(msgspec.Struct, frozen=True, array_like=True):
     """What a node tells the owner of the catalog."""
@@ -167,13 +170,17 @@ class Definitions:
         after_a_loss = gen > 1 and now < self._gen_since + RECOVERY_S_MAX
         if not declared and not parts and not after_a_loss:
             return
-        told = Told(gen, sorted(self._desks.offices), declared, parts)
+        served = sorted(self._desks.offices)
         if self._desks.catalog is not None:
-            self._take(told, now)
-        else:
-            peers: list[PeerEffect] = []
-            self._member.forward(CATALOG_SID, _encode(told), peers)
-            outbox += peers
+            self._take(Told(gen, served, declared, parts), now)
+            return
+        peers: list[PeerEffect] = []
+        while len(parts) > PARTS_TOLD_MAX:
+            # Without the post offices: these are known when the last part is.
+            some, parts = parts[:PARTS_TOLD_MAX], parts[PARTS_TOLD_MAX:]
+            self._member.forward(CATALOG_SID, _encode(Told(gen, [], [], some)), peers)
+        self._member.forward(CATALOG_SID, _encode(Told(gen, served, declared, parts)), peers)
+        outbox += peers
 
     def _take(self, told: Told, now: float) -> None:
         desk = self._desks.catalog
