@@ -16,7 +16,7 @@ from broker.core.connection import Connection
 from broker.core.consumers import Consumers
 from broker.core.desk import Desk
 from broker.core.events import Effect
-from broker.core.handout import Confirm, Hand, Handout, Released
+from broker.core.handout import Hand, Handout, Released
 from broker.core.holdings import Holdings
 from broker.core.ops import Ack, PostOfficeOp
 from broker.core.post_office import PostOffice
@@ -33,10 +33,12 @@ from tanist.core.link import Link
 from tanist.wire import control, hot
 from tanist.wire.batch import Batch
 from tanist.wire.control import OpenConsumer, QueueInfo
+from tanist.wire.frames import Verb
 from tests.simulation.faults import Profile
 from tests.simulation.stream_mutants import Mutant
 
 _admit = Producers._admit
+_feed_hungry = Producers.feed_hungry
 _open_consumer = Consumers.open
 _collect = Holdings._collect
 _released = Desk.released
@@ -53,15 +55,24 @@ def _everything_leaves_at_once(self: Release, effect: object) -> None:
     self._ready.append(effect)
 
 
-def _a_duplicate_is_confirmed_at_once(
-    self: Producers, channel: ProducerChannel, batch: Batch
-) -> None:
+_early: dict[ProducerChannel, int] = {}
+"""Through which number of its own a producer is told, too early, that all is safe."""
+
+
+def _a_duplicate_is_not_answered(self: Producers, channel: ProducerChannel, batch: Batch) -> None:
     _, next_n = self._office.expected(channel.producer, channel.epoch)
-    owner = self._stream._owner
-    if batch.end_n <= next_n and owner is not None:
-        _everything_leaves_at_once(owner._release, Confirm(channel, batch.end_n - 1))
+    if batch.end_n <= next_n:
+        _early[channel] = batch.end_n - 1
     else:
         _admit(self, channel, batch)
+
+
+def _but_at_the_end_of_the_turn(self: Producers, outbox: list[Effect]) -> None:
+    for channel in self:
+        if channel in _early:
+            payload = hot.confirm(_early.pop(channel), 1)
+            channel.write(Verb.CONFIRM, (payload,), outbox)
+    _feed_hungry(self, outbox)
 
 
 def _effects_go_to_whoever_has_the_consumer_id(
@@ -80,6 +91,7 @@ def _nothing_is_taken_back(self: Handout, outbox: list[Effect]) -> None:
 def _nobody_is_sent_away(self: Desk, message: control.Moved, outbox: list[Effect]) -> None:
     for channel in self._channels():
         channel.close()
+    self._handout.take_back(outbox)
 
 
 # Deliveries
@@ -171,7 +183,12 @@ MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
     ),
     "a duplicate is confirmed before its first copy is released": (
         Profile.TIGHT,
-        Mutant(((Producers, "_admit", _a_duplicate_is_confirmed_at_once),)),
+        Mutant(
+            (
+                (Producers, "_admit", _a_duplicate_is_not_answered),
+                (Producers, "feed_hungry", _but_at_the_end_of_the_turn),
+            )
+        ),
     ),
     "an effect names the consumer, and not the channel": (
         Profile.TIGHT,

@@ -105,7 +105,10 @@ class ClusterWorld:
         self._incs = 0
         self._problems: list[str] = []
         self._backlog = 0
-        self._graces: dict[tuple[Incarnation, int, tuple[bytes, bytes]], tuple[float, float]] = {}
+        self._graces: dict[
+            tuple[Incarnation, int, tuple[bytes, bytes]], tuple[float, float, bool]
+        ] = {}
+        """Since when it runs, when it ends, and whether its consumer is there all the same."""
         self._ownerless_since: dict[int, float] = {}
         self._taken_at: dict[int, float] = {}
         group = Group(self.network, self.pipes)
@@ -289,12 +292,13 @@ class ClusterWorld:
             for holder, grace in desk.consumers.graces.items():
                 key = (core.me, sid, holder)
                 gone.discard(key)
-                since, _ = self._graces.get(key, (node.now, 0.0))
-                self._graces[key] = (since, grace.ends_at)
+                since, _, _ = self._graces.get(key, (node.now, 0.0, False))
+                there = any(channel.holder == holder for channel in desk.consumers)
+                self._graces[key] = (since, grace.ends_at, there)
         for key in gone:
-            since, ends_at = self._graces.pop(key)
+            since, ends_at, there = self._graces.pop(key)
             _, sid, holder = key
-            if node.now < ends_at or sid not in core.desks.offices:
+            if node.now < ends_at or sid not in core.desks.offices or there:
                 continue  # He came back, or it is another owner's affair now.
             timing = self._settings[node.name].timing
             least_s = min(timing.lost_connection_grace_ms, timing.grace_ms) / 1000
@@ -303,8 +307,9 @@ class ClusterWorld:
             self.report.rare["graces that ended"] += 1
             for client in self.clients:
                 if holder[0] in client.sessions:
-                    name = client.sessions[holder[0]]
-                    self.events.append(history.Gone(at=self.network.now, client=name))
+                    name, consumer = client.sessions[holder[0]], holder[1].hex()
+                    gone_ = history.Gone(at=self.network.now, client=name, consumer=consumer)
+                    self.events.append(gone_)
 
     # Faults
 
@@ -544,6 +549,7 @@ class ClusterWorld:
 
     def _check_end(self) -> None:
         for node in self.nodes.values():
+            self.report.rare += node.counts
             if node.core is not None:
                 for stream in node.core.member.streams.values():
                     self.report.rare.update(stream.counts)

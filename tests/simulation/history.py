@@ -12,6 +12,8 @@ clock. When all faults are over and the queues are drained, `check` compares:
                   twice; or handed out again although who held it was there all the time
     reordered     to a queue's only consumer, unflagged, against the order of its producer
     resurrected   handed out under a later delivery number than that of a good acknowledgement
+    taken         acknowledged well under a delivery number that was over, while a later holder
+                  had not acknowledged it
     two owners    posted after a confirm of epoch e+1, and confirmed in epoch e
     stuck         still in a queue at the end, or a call that was never answered
 
@@ -124,9 +126,10 @@ class Answered(Event, frozen=True, kw_only=True):
 
 class Gone(Event, frozen=True, kw_only=True):
     """A client died, closed, or may have been out of touch for longer than its grace: what it
-    held may be given to others."""
+    held may be given to others. With `consumer`, only what that consumer of it held."""
 
     client: str
+    consumer: str = ""
 
 
 class StreamLost(Event, frozen=True, kw_only=True):
@@ -239,7 +242,7 @@ def check(events: Iterable[Recorded]) -> Verdict:
     """What is wrong with this history, and how much there was to go wrong."""
     verdict = Verdict()
     lives: dict[Message, _Life] = defaultdict(_Life)
-    gone: dict[str, list[float]] = defaultdict(list)
+    gone: dict[tuple[str, str], list[float]] = defaultdict(list)
     lost: set[tuple[int, int]] = set()
     consumers: dict[str, set[str]] = defaultdict(set)
     ordered = sorted(events, key=lambda event: event.at)
@@ -262,7 +265,7 @@ def check(events: Iterable[Recorded]) -> Verdict:
             case Answered():
                 lives[event.message].answered.append(event)
             case Gone():
-                gone[event.client].append(event.at)
+                gone[event.client, event.consumer].append(event.at)
             case StreamLost():
                 lost.add((event.sid, event.gen))
             case Left():
@@ -332,7 +335,7 @@ def _check_unexpected(
 
 
 def _check_copies(
-    message: Message, life: _Life, gone: dict[str, list[float]], verdict: Verdict
+    message: Message, life: _Life, gone: dict[tuple[str, str], list[float]], verdict: Verdict
 ) -> None:
     copies = sorted(life.handed, key=lambda handed: (handed.sid, handed.gen, handed.number))
     for earlier, later in pairwise(copies):
@@ -354,7 +357,7 @@ def _check_copies(
             )
 
 
-def _gave_up(copy: Handed, life: _Life, gone: dict[str, list[float]]) -> bool:
+def _gave_up(copy: Handed, life: _Life, gone: dict[tuple[str, str], list[float]]) -> bool:
     """Whether its holder gave this copy back, or could not be reached."""
     returned = any(
         not settled.acked
@@ -363,18 +366,34 @@ def _gave_up(copy: Handed, life: _Life, gone: dict[str, list[float]]) -> bool:
     )
     # It may have been gone while the copy was on its way to it, and reads it later.
     since = 0.0 if life.posted is None else life.posted.at
-    return returned or any(at >= since for at in gone.get(copy.client, ()))
+    ends = (*gone.get((copy.client, ""), ()), *gone.get((copy.client, copy.consumer), ()))
+    return returned or any(at >= since for at in ends)
 
 
 def _check_resurrected(message: Message, life: _Life, verdict: Verdict) -> None:
     for answer in life.answered:
         if not answer.acked or not answer.good:
             continue
-        for handed in life.handed:
-            # Who asks again about what another one acknowledged is told that it is done, too.
-            same = (handed.sid, handed.gen) == (answer.sid, answer.gen)
-            if same and handed.number > answer.number and handed.at > answer.at:
+        later = [handed for handed in life.handed if _is_later(handed, answer)]
+        # Who asks again about what another one acknowledged is told that it is done, too;
+        # but it must have been acknowledged by then.
+        done = any(
+            settled.acked and settled.at < answer.at and _is_later(settled, answer)
+            for settled in life.settled
+        )
+        for handed in later:
+            if handed.at > answer.at:
                 verdict.found("resurrected", f"{message} under {handed.number}: {life}")
+            elif not done:
+                verdict.found(
+                    "taken",
+                    f"{message} from {handed.client} by a late ack of {answer.number}: {life}",
+                )
+
+
+def _is_later(copy: Handed | Settled, answer: Answered) -> bool:
+    """Whether this is a later delivery of the message, in the same life of its stream."""
+    return (copy.sid, copy.gen) == (answer.sid, answer.gen) and copy.number > answer.number
 
 
 def _check_order(

@@ -573,9 +573,13 @@ class SimClient:
             return
         worker = self._chance.choice(process.workers)
         process.workers.remove(worker)
-        self._tell(history.Gone(at=self._network.now, client=self.name))
+        self._gone(worker)
         process.core.close_channels(worker.core, self._now(process), process.outbox)
         self._ask(_ConsumerOpened(worker.queue), process)
+
+    def _gone(self, worker: _Worker) -> None:
+        consumer = worker.core.id
+        self._tell(history.Gone(at=self._network.now, client=self.name, consumer=consumer))
 
     def _reopen(
         self, process: _Process, error: Error, token: _ProducerOpened | _ConsumerOpened
@@ -627,7 +631,7 @@ class SimClient:
         error = worker.core.take_error()
         if worker.core.error is not None:
             process.workers.remove(worker)
-            self._tell(history.Gone(at=self._network.now, client=self.name))
+            self._gone(worker)
             self._reopen(process, worker.core.error, _ConsumerOpened(worker.queue))
             return
         if error is not None and not isinstance(error, FailoverTimeout):

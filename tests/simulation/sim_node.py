@@ -7,6 +7,7 @@ last one, with some of its effects done and others not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,8 @@ from broker.core.events import (
     ClientWrite,
     Dial,
     DialFailed,
+    DiskDone,
+    DiskJobs,
     Effect,
     Event,
     Exit,
@@ -40,8 +43,10 @@ from broker.core.events import (
     Wake,
 )
 from broker.core.node import Node
+from paging.disk import Done
 from tanist.wire.batch import Part
 from tests.simulation.network import Disk, Network
+from tests.simulation.page_disk import PageDisk
 from tests.simulation.pipes import Pipes, Socket
 
 PEER_PORT: Final = 1
@@ -93,6 +98,7 @@ class _Process:
 
     core: Node
     inc: int
+    pages: PageDisk
     peers: dict[int, Socket] = field(default_factory=dict)
     clients: dict[int, Socket] = field(default_factory=dict)
     inbox: list[Event] = field(default_factory=list)
@@ -111,6 +117,7 @@ class SimNode:
         name: Of the place, and of the node.
         disk: What survives the processes.
         stopped: The process is frozen: what comes waits, and so do its timers.
+        counts: What its disk with pages did.
         clock_s: What this machine's clock shows at the beginning; nothing may compare two.
     """
 
@@ -129,6 +136,7 @@ class SimNode:
         self.stopped = False
         self.clock_s = network.chance.uniform(0.0, 10_000.0)
         self.turn_s = 0.0
+        self.counts: Counter[str] = Counter()
         self._network = network
         self._pipes = pipes
         self._group = group
@@ -153,7 +161,12 @@ class SimNode:
             return
         self._pipes.power_on(self.name)
         core, inc = self._boot(self)
-        process = self._process = _Process(core, inc)
+        pages = PageDisk(
+            self._network,
+            self.name,
+            answer=self._disk_did,
+        )
+        process = self._process = _Process(core, inc, pages)
         self._pipes.listen(self.name, PEER_PORT, partial(self._linked, process, None))
         outbox: list[Effect] = []
         core.handle(Wake(), self.now, outbox)
@@ -193,6 +206,10 @@ class SimNode:
     def feed(self, event: Event) -> None:
         if self._process is not None:
             self._feed(self._process, event)
+
+    def _disk_did(self, done: Done) -> None:
+        self.counts[f"disk: {type(done).__name__}"] += 1
+        self.feed(DiskDone([done]))
 
     def _feed(self, process: _Process, event: Event) -> None:
         if process is self._process:
@@ -316,6 +333,8 @@ class SimNode:
                     closing.append(process.clients.get(effect.connection))
                 case PeerClose():
                     closing.append(process.peers.get(effect.link))
+                case DiskJobs():
+                    process.pages.do(effect.jobs)
                 case Dial():
                     self._dial(process, effect)
                 case GroupJoin():

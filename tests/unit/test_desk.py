@@ -268,6 +268,7 @@ def test_a_repeated_batch_is_confirmed_again_and_stored_once() -> None:
 
     # When the client repeats it
     bench.publish(1, b"a", b"b")
+    bench.desk.end_turn(0.0, bench.outbox)
     before = bench.verbs()
     bench.turn()
 
@@ -688,3 +689,59 @@ def test_an_answer_that_left_is_not_taken_back() -> None:
 
     # Then there is nothing more to say
     assert bench.messages() == []
+
+
+def test_who_acknowledges_late_is_told_that_the_message_is_another_ones() -> None:
+    # Given a consumer that lost what it held, since its grace ended, to one who holds it now
+    bench = served()
+    bench.desk.lost(bench.consumer(), 5.0)
+    bench.desk.wake(7.0, bench.outbox)
+    another = client(2, session=b"t" * 16)
+    bench.consume(connection=another)
+    bench.turn(7.0)
+    bench.allow(2, another)
+    bench.turn(7.0)
+
+    # When it comes back and acknowledges it, at the resume and again later
+    bench.connection = client(3)
+    bench.consume(acked=[(1, 0, 2)])
+    bench.turn(8.0)
+    [opened] = bench.messages(3)
+    bench.settle(Verb.ACK, 1, 0, 2)
+    bench.turn(8.0)
+    [settled] = bench.heard(3)
+
+    # Then it is told so, and the message stays where it is
+    assert isinstance(opened, Opened)
+    assert opened.not_yours == [(0, 2)]
+    assert hot.read_settled(settled.payload).not_yours == [(0, 2)]
+    assert bench.office.stat(QUEUE.id).in_flight == 2
+
+
+def test_the_grace_of_a_consumer_that_came_back_is_over() -> None:
+    # Given a consumer that holds two messages, and comes back with them after 1 s
+    bench = served()
+    bench.desk.lost(bench.consumer(), 5.0)
+    bench.connection = client(2)
+    bench.consume(held=[(1, 0, 2)])
+    bench.turn(6.0)
+
+    # When its grace would have ended
+    bench.desk.wake(60.0, bench.outbox)
+
+    # Then it has them still
+    assert bench.office.stat(QUEUE.id).in_flight == 2
+    assert bench.desk.next_deadline() is None
+
+
+def test_every_channel_is_told_that_the_owner_is_another_one() -> None:
+    # Given a producer and a consumer
+    bench = served()
+
+    # When another node becomes the owner
+    moved = Moved(sid=1, epoch=2)
+    bench.desk.leave(moved, bench.outbox)
+
+    # Then both are told, and are open here no more
+    assert [(f.channel, read_control(f)) for f in bench.heard()] == [(1, moved), (2, moved)]
+    assert not bench.connection.channels

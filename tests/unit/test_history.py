@@ -381,6 +381,35 @@ def test_an_acknowledgement_that_was_not_his_forbids_nothing() -> None:
     assert verdict.counts.not_yours == 1
 
 
+def test_a_late_acknowledgement_takes_a_message_from_nobody() -> None:
+    # Given a holder that was out of touch, and another one that has the message now
+    late, copy = handed(), handed(at=5.0, number=8, client="y", redelivered=True)
+    events: list[Recorded] = [posted(), confirmed(), late, Gone(at=4.0, client="x"), copy]
+
+    # When the first one is told that its acknowledgement was done
+    asked = changed(settled(late), at=5.1)
+    told = changed(answered(late), at=5.2)
+    found = kinds([*events, asked, told])
+
+    # Then it is found; not if the second one had acknowledged it by then
+    assert found == {"taken"}
+    assert kinds([*events, asked, changed(settled(copy), at=5.15), told]) == set()
+
+
+def test_a_consumer_that_was_closed_excuses_no_other_one() -> None:
+    # Given a client with two consumers, of which one is closed
+    events: list[Recorded] = [posted(), confirmed(), handed()]
+    copy = handed(at=5.0, number=8, client="y", redelivered=True)
+
+    # When what one of them had is handed out again
+    other = kinds([*events, Gone(at=4.0, client="x", consumer="x-other"), copy, settled(copy)])
+    same = kinds([*events, Gone(at=4.0, client="x", consumer="x-c"), copy, settled(copy)])
+
+    # Then it is found, but for the one that was closed
+    assert other == {"duplicated"}
+    assert same == set()
+
+
 def test_nothing_posted_after_a_confirm_of_a_later_epoch_is_confirmed_in_an_earlier_one() -> None:
     # Given a confirm of epoch 2
     events: list[Recorded] = [*story(FIRST)]

@@ -107,6 +107,24 @@ def test_nothing_leaves_in_a_new_epoch_before_all_of_need_follow_it() -> None:
     assert cluster.released(B) == ["an answer"]
 
 
+def test_what_the_owner_before_may_have_released_counts_as_released() -> None:
+    # Given ops that the old owner has released
+    cluster = Cluster(a_map(A, B, C), A, B, C)
+    cluster.run(0.2)
+    cluster.append(A, b"one", b"two")
+    cluster.run(0.2)
+    assert cluster.released(A) == [b"one", b"two"]
+
+    # When B takes over, and can release nothing itself yet
+    cluster.deaf.update((A, C))
+    cluster.learn(moved(cluster.value, B, (B, C)))
+    cluster.append(B, b"three")
+
+    # Then it says of these, and of none of its own, that they may have been
+    assert cluster[B].release == 0
+    assert cluster[B].perhaps_released == 2
+
+
 def test_a_tail_that_the_new_owner_does_not_have_is_cut() -> None:
     # Given C, which holds ops that B never got
     cluster = Cluster(a_map(A, B, C), A, B, C)
