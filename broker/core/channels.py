@@ -38,6 +38,8 @@ class ConsumerChannel(Channel):
     automatic: bool = False
     unsent: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Deliveries that are planned and have not left: (first offset, end) by number."""
+    parked_bytes: int = 0
+    """Of what its client said that waits until the stream has room again."""
 
     @property
     def holder(self) -> tuple[bytes, bytes]:

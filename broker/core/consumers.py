@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from broker.core.channels import ConsumerChannel, makes_way
@@ -176,6 +177,7 @@ class Consumers:
         )
 
     def _forget(self, channel: ConsumerChannel) -> None:
+        self._holdings.settle_parked(channel)
         channel.close()
         if self._legs.pop(channel.leg, None) is not None:
             self._dispatcher.remove_leg(channel.leg)
@@ -187,6 +189,14 @@ class Consumers:
     def credit(self, channel: ConsumerChannel, payload: bytes, *, back: bool) -> None:
         """CREDIT of a consumer. With `back`, the answer says what was planned until now."""
         messages, bytes_ = hot.read_credit(payload)
+        if self._holdings.must_wait(channel):
+            # In order, since credit that is called back ends what was given before.
+            step = partial(self._credit, channel, messages, bytes_, back=back)
+            self._holdings.park(channel, len(payload), step)
+        else:
+            self._credit(channel, messages, bytes_, back=back)
+
+    def _credit(self, channel: ConsumerChannel, messages: int, bytes_: int, *, back: bool) -> None:
         if back:
             planned = self._dispatcher.credit_back(channel.leg)
             self._stream.answer(CreditBack(channel, *planned))
@@ -195,10 +205,11 @@ class Consumers:
 
     def plan(self, now: float, outbox: list[Effect]) -> None:
         """Append what can be delivered, and tell legs without credit that messages wait."""
-        for planned in self._dispatcher.plan(self._stream.append):
-            channel = self._legs[planned.leg]
-            channel.unsent[planned.number] = (planned.first, planned.first + planned.count)
-            self._stream.answer(Hand(channel, planned))
+        planned = [] if self._stream.full() else self._dispatcher.plan(self._stream.append)
+        for one in planned:
+            channel = self._legs[one.leg]
+            channel.unsent[one.number] = (one.first, one.first + one.count)
+            self._stream.answer(Hand(channel, one))
         for leg in self._dispatcher.ready_legs(now):
             self._legs[leg].write(Verb.READY, (b"",), outbox)
 

@@ -209,6 +209,7 @@ class Desk:
 
     def end_turn(self, now: float, outbox: list[Effect]) -> None:
         """Admit what waited for room, plan deliveries, give credit. Before the stream is sealed."""
+        self.holdings.unpark()
         self.producers.unpark()
         self.consumers.plan(now, outbox)
         self.producers.feed_hungry(outbox)

@@ -92,13 +92,16 @@ class Desks:
     # Memory
 
     def used_bytes(self) -> int:
-        """What the budget is spent on: pages in memory, kept segments, parked publishes.
+        """What the budget is spent on: pages in memory, kept segments, what is parked.
 
         A large batch that is kept for repair is the same object in its page. While all of a
         post office is in memory, its newest batches are taken to be those: they count once.
         What has gone to files may be just these, so by so much less is taken as shared.
         """
-        used = sum(desk.producers.parked_bytes for desk in self.offices.values())
+        used = sum(
+            desk.producers.parked_bytes + desk.holdings.parked_bytes
+            for desk in self.offices.values()
+        )
         for stream in self._member.streams.values():
             used += stream.kept_bytes
             office = stream.machine

@@ -13,13 +13,26 @@ these ops are made, from what clients say and from what the desk knows of channe
     the client came back and does not know it     yes    no
     the channel was closed, or a grace ended      yes    as the grace says
 
-Rule: what a client says of a delivery is checked by the state when the op is applied, range
-by range: done, done before, or not his. Only offsets that cannot exist are refused here.
+What a client says of a delivery is checked by the state when the op is applied, range by
+range: done, done before, or not his. Only offsets that cannot exist are refused here.
+
+An ack makes room, so it does not ask for any, but there is an end to that, too: when nothing
+leaves because copies are missing, and the whole window of the stream is used up, what consumers
+say is parked, leg by leg and in order.
+
+Rules
+-----
+1. What is parked is settled when there is room, or when its leg ends, whichever is first: what
+   was acknowledged before a CLOSE never returns.
+2. It is answered like all the rest, and a client repeats what was not answered. So nothing is
+   lost where a connection ends, nor where the post office gets another owner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from broker.core.channels import ConsumerChannel
@@ -37,6 +50,10 @@ from tanist.wire.frames import Verb
 
 RUNS_MAX: Final = 1_000
 """Of one ack or requeue op; a client's frame with more becomes several ops."""
+PARKED_BYTES_MAX: Final = 16 << 20
+"""Parked of one leg: more than a client says that settles each message of its credit alone."""
+_PARKED_OVERHEAD: Final = 128
+"""Of one frame, beside its bytes."""
 
 
 class Holdings:
@@ -58,17 +75,65 @@ class Holdings:
         self._stream = stream
         self._office = office
         self._dispatcher = dispatcher
+        self._parked: dict[ConsumerChannel, deque[tuple[int, Callable[[], None]]]] = {}
+        self.parked_bytes = 0
 
     def settle(self, channel: ConsumerChannel, verb: int, payload: bytes) -> None:
         """ACK or REQUEUE. Raises `RemoteProtocolError` for what must end the connection."""
         settlement = hot.read_settlement(payload)
+        part = self._office.part_of(channel.queue.id)
+        if part is not None:
+            self._check_runs(part, settlement.ranges)
+        if self.must_wait(channel):
+            self.park(channel, len(payload), partial(self._settle, channel, verb, settlement))
+        else:
+            self._settle(channel, verb, settlement)
+
+    def must_wait(self, channel: ConsumerChannel) -> bool:
+        """Whether what this leg says now is to be parked."""
+        return channel in self._parked or self._stream.full()
+
+    def park(self, channel: ConsumerChannel, size: int, step: Callable[[], None]) -> None:
+        """Do this later. Raises `RemoteProtocolError` if too much of a leg waits already."""
+        steps = self._parked.setdefault(channel, deque())
+        steps.append((size + _PARKED_OVERHEAD, step))
+        self.parked_bytes += size + _PARKED_OVERHEAD
+        channel.parked_bytes += size + _PARKED_OVERHEAD
+        if channel.parked_bytes > PARKED_BYTES_MAX:
+            raise RemoteProtocolError(
+                f"{channel.parked_bytes} bytes of acknowledgements wait on channel"
+                f" {channel.number}, more than its credit can cause",
+                code="limit",
+                value=str(channel.number),
+            )
+
+    def unpark(self) -> None:
+        """Settle what was parked, as far as there is room now."""
+        while self._parked and not self._stream.full():
+            channel = next(iter(self._parked))
+            self._next_parked(channel)
+
+    def settle_parked(self, channel: ConsumerChannel) -> None:
+        """The leg ends: what was said on it before counts."""
+        while channel in self._parked:
+            self._next_parked(channel)
+
+    def _next_parked(self, channel: ConsumerChannel) -> None:
+        steps = self._parked[channel]
+        size, step = steps.popleft()
+        self.parked_bytes -= size
+        channel.parked_bytes -= size
+        if not steps:
+            del self._parked[channel]
+        step()
+
+    def _settle(self, channel: ConsumerChannel, verb: int, settlement: hot.Settlement) -> None:
         already: list[hot.Span] = []
         not_yours: list[hot.Span] = []
         part = self._office.part_of(channel.queue.id)
         if part is None:
             not_yours = [(first, count) for _, first, count in settlement.ranges]
         else:
-            self._check_runs(part, settlement.ranges)
             for at in range(0, len(settlement.ranges), RUNS_MAX):
                 runs = settlement.ranges[at : at + RUNS_MAX]
                 if verb == Verb.ACK:

@@ -12,6 +12,7 @@ Rule: nothing is served from a shadow, nor before the adopted tail of a takeover
 from __future__ import annotations
 
 from itertools import count
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,7 @@ from broker.core.waiting import Waiting, WaitingRoom
 from replication.core.changes import DONE
 from replication.core.clustermap import CATALOG_SID
 from replication.core.member import Member
+from replication.core.stream import Stream
 from tanist.errors import RemoteProtocolError
 from tanist.wire.control import (
     Declare,
@@ -146,6 +148,8 @@ class Requests:
             return
         desk = self._desks.catalog
         assert desk is not None
+        if self._is_held(desk.stream, waiting, outbox):
+            return
         known = desk.catalog.by_name(request.queue)
         if known is None and self._definitions.recovering(now):
             # It may exist. Declared now, it would be another one of that name.
@@ -161,12 +165,14 @@ class Requests:
         if desk is None:
             self._redirect(waiting, sid, now, outbox)
             return None
-        held = desk.stream.held
-        if held is None:
-            return desk
-        # Its answer could not leave. Asked again and again, such would pile up.
-        self._waiting.put(waiting, sid=sid, why=f"held: {held.why}", outbox=outbox)
-        return None
+        return None if self._is_held(desk.stream, waiting, outbox) else desk
+
+    def _is_held(self, stream: Stream[Any, Any], waiting: Waiting, outbox: list[Effect]) -> bool:
+        """Whether this waits, since its answer could not leave: such would pile up."""
+        held = stream.held
+        if held is not None:
+            self._waiting.put(waiting, sid=stream.sid, why=f"held: {held.why}", outbox=outbox)
+        return held is not None
 
     def _redirect(self, waiting: Waiting, sid: int, now: float, outbox: list[Effect]) -> None:
         value = self._member.map
@@ -238,8 +244,10 @@ class Requests:
 
     def _from_catalog(self, waiting: Waiting, message: Message, outbox: list[Effect]) -> None:
         """Say what our copy says, as soon as everything that it rests on is released."""
-        if self._desks.catalog is not None:
-            self._desks.catalog.say(waiting.connection, message, waiting.channel)
+        desk = self._desks.catalog
+        if desk is not None:
+            if not self._is_held(desk.stream, waiting, outbox):
+                desk.say(waiting.connection, message, waiting.channel)
         elif self._definitions.released:
             waiting.connection.say(message, outbox, waiting.channel)
         else:

@@ -168,6 +168,20 @@ class Owner(Generic[OpT, ResultT]):
             room = min(room, backup.free * 9 // 10 - (total - backup.receipt_bytes))
         return max(0, room)
 
+    def full(self) -> bool:
+        """Whether so much waits for the other copies that nothing more should be taken on.
+
+        Publishes stop before, at what `room` says; this is for all else that is asked of an
+        owner: what is acknowledged, planned or called back. It is no prohibition: what ends a
+        channel may always be appended.
+        """
+        limits, release, end = self._limits, self._release, self._growing.end
+        return (
+            release.waiting >= limits.window_ops
+            or end - 1 - release.commit >= limits.window_ops
+            or self._growing.bytes_total - release.commit_bytes >= limits.window_bytes
+        )
+
     def may_deliver(self, now: float) -> bool:
         """Whether all others of need followed this epoch recently, by our own clock.
 

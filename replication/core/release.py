@@ -48,6 +48,11 @@ class Release:
         self._effects: deque[tuple[int, object]] = deque()
         self._ready: list[object] = []
 
+    @property
+    def waiting(self) -> int:
+        """How many effects wait."""
+        return len(self._effects)
+
     def answer(self, effect: object) -> None:
         """An effect of the log's last op: it leaves when that is released."""
         last = self._growing.end - 1

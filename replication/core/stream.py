@@ -256,6 +256,10 @@ class Stream(Generic[OpT, ResultT]):
         """Bytes of publishes that may be appended now. What frees memory need not ask."""
         return 0 if self._owner is None else self._owner.room()
 
+    def full(self) -> bool:
+        """Whether what frees memory should wait, too: the whole window is used up."""
+        return self._owner is not None and self._owner.full()
+
     def may_deliver(self, now: float) -> bool:
         """Whether a delivery may be written now; released is not enough. See `Owner`."""
         return self._owner is not None and self._owner.may_deliver(now)

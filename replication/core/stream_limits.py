@@ -17,7 +17,7 @@ class StreamLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Uncommitted ops. A tenth is for what publishes cannot use. Also of the reorder buffer."""
 
     window_ops: AtLeastOne = 50_000
-    """The same, counted."""
+    """The same, counted; and effects that wait for release, whatever caused them."""
 
     repair_bytes: AtLeastOne = 64 << 20
     """The newest segments that are kept so that others can catch up by ops."""

@@ -51,6 +51,7 @@ class FakeStream:
     copies: int = 3
     held: Held | None = None
     room_bytes: int = 1 << 30
+    is_full: bool = False
     delivers: bool = True
     effects: list[object] = field(default_factory=list)
 
@@ -63,6 +64,9 @@ class FakeStream:
 
     def room(self) -> int:
         return self.room_bytes
+
+    def full(self) -> bool:
+        return self.is_full
 
     def may_deliver(self, now: float) -> bool:
         return self.delivers

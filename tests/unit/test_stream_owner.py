@@ -585,3 +585,58 @@ def test_a_node_that_is_down_is_not_invited() -> None:
     assert cluster.entry.isr == (A, C)
     assert [f.joiner for f in cluster.proposed if isinstance(f, Expand)] == [C]
     assert {to for who, to, _ in cluster.sent if who == A} == {C}
+
+
+def test_a_stream_is_full_when_the_whole_window_waits_for_others() -> None:
+    # Given an owner that nobody follows any more, with a window of ten ops
+    cluster = Cluster(a_map(A, B), A, B, limits=StreamLimits(window_ops=10))
+    cluster.run(0.2)
+    cluster.deaf.add(B)
+
+    # When it goes on appending what needs no room
+    room, full = [], []
+    for _ in range(10):
+        cluster.append(A, b"one")
+        room.append(cluster[A].room() > 0)
+        full.append(cluster[A].full())
+
+    # Then publishes stop first, and at the end all else should
+    assert room == [True] * 8 + [False] * 2
+    assert full == [False] * 9 + [True]
+    cluster.deaf.clear()
+    cluster.run(0.5)
+    assert not cluster[A].full()
+
+
+def test_a_stream_is_full_by_bytes_too() -> None:
+    # Given an owner that nobody follows any more, with a small window
+    cluster = Cluster(a_map(A, B), A, B, limits=StreamLimits(window_bytes=1_000))
+    cluster.run(0.2)
+    cluster.deaf.add(B)
+
+    # When it appends as much
+    cluster.append(A, bytes(950))
+    nearly = cluster[A].full()
+    cluster.append(A, bytes(50))
+
+    # Then it is full
+    assert not nearly
+    assert cluster[A].full()
+
+
+def test_a_stream_is_full_when_many_answers_wait_that_append_nothing() -> None:
+    # Given an owner with too few copies: ops commit, and nothing leaves
+    cluster = Cluster(a_map(A, min_copies=2), A, limits=StreamLimits(window_ops=10))
+    cluster.append(A, b"one")
+
+    # When it is asked again and again
+    for _ in range(9):
+        before = cluster[A].full()
+        cluster[A].answer("known already")
+    cluster.seal(A)
+    cluster.run(0.1)
+
+    # Then it is full, though all it has is committed
+    assert not before
+    assert cluster[A].commit == 1
+    assert cluster[A].full()
