@@ -203,6 +203,10 @@ class Client:
         """See `tanist.Client.purge`."""
         return self._thread.call(self._client.purge(queue))
 
+    def skip_lost(self, queue: str) -> int:
+        """See `tanist.Client.skip_lost`."""
+        return self._thread.call(self._client.skip_lost(queue))
+
     def status(self) -> dict[str, object]:
         """See `tanist.Client.status`."""
         return self._thread.call(self._client.status())

@@ -68,6 +68,7 @@ class QueueStat:
     Attributes:
         consumers: The most that any part has: a consumer has a leg to each.
         parts: By post office.
+        lost: Of those that are ready: no copy can read them any more.
     """
 
     ready: int
@@ -75,6 +76,7 @@ class QueueStat:
     bytes: int
     consumers: int
     parts: dict[int, control.PartStat]
+    lost: int = 0
 
 
 def connect(
@@ -273,6 +275,7 @@ class Client:
             bytes=sum(stat.bytes for stat in stats.values()),
             consumers=max((stat.consumers for stat in stats.values()), default=0),
             parts=stats,
+            lost=sum(stat.lost for stat in stats.values()),
         )
 
     async def purge(self, queue: str) -> int:
@@ -281,6 +284,15 @@ class Client:
         info = await self.describe(queue)
         parts = await self._of_all_parts(
             info, lambda core, token, sid, now: core.purge(token, info, sid, now)
+        )
+        return sum(done.purged or 0 for done in parts.values())
+
+    async def skip_lost(self, queue: str) -> int:
+        """Give up the messages that no copy can read any more; returns how many. Raises
+        `QueueNotFound`."""
+        info = await self.describe(queue)
+        parts = await self._of_all_parts(
+            info, lambda core, token, sid, now: core.purge(token, info, sid, now, lost=True)
         )
         return sum(done.purged or 0 for done in parts.values())
 

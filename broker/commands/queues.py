@@ -137,6 +137,32 @@ def purge(name: str, url: str) -> None:
     show({"queue": name, "purged": purged}, f"{purged:,} messages removed from {name}")
 
 
+@queue.command("skip-lost")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@url_option
+@json_option
+def skip_lost(name: str, yes: bool, url: str) -> None:
+    """Give up the messages in queue NAME that no node can read any more.
+
+    They are passed over already, and reported by `tanist status`; from then on they count as
+    done with. What can be read is not touched.
+    """
+    lost = with_client(url, lambda client: client.stat(name)).lost
+    if lost and not yes:
+        if wants_json():
+            raise fail("a program must say --yes: nobody can be asked", code=2)
+        question = f"{lost:,} messages of {name} cannot be read on any node. Give them up?"
+        click.confirm(question, abort=True, err=True)
+    skipped = with_client(url, lambda client: client.skip_lost(name)) if lost else 0
+    show(
+        {"queue": name, "skipped": skipped},
+        f"{skipped:,} messages of {name} are given up"
+        if skipped
+        else f"no message of {name} is lost: nothing to give up",
+    )
+
+
 @queue.command("stat")
 @click.argument("name")
 @url_option
@@ -193,12 +219,14 @@ def _document(info: tanist.QueueInfo, stat: tanist.QueueStat) -> dict[str, objec
         "in_flight": stat.in_flight,
         "bytes": stat.bytes,
         "consumers": stat.consumers,
+        "lost": stat.lost,
         "parts": {
             str(sid): {
                 "ready": part.ready,
                 "in_flight": part.in_flight,
                 "bytes": part.bytes,
                 "consumers": part.consumers,
+                "lost": part.lost,
             }
             for sid, part in stat.parts.items()
         },

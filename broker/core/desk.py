@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import msgspec
+
 from broker.core.channels import ConsumerChannel, ProducerChannel, channel_error
 from broker.core.connection import Channel, Connection
 from broker.core.consumers import Consumers
@@ -29,7 +31,7 @@ from broker.core.events import Effect
 from broker.core.handout import Handout, Released
 from broker.core.holdings import Holdings
 from broker.core.limits import Limits, Timing
-from broker.core.ops import DropPart, PostOfficeOp, Purge
+from broker.core.ops import DropPart, PostOfficeOp, Purge, Skip
 from broker.core.post_office import PostOffice
 from broker.core.producers import Producers
 from replication.core.stream import Stream
@@ -40,11 +42,12 @@ from tanist.wire.control import (
     OpenConsumer,
     Opened,
     OpenProducer,
-    PartStat,
     QueueInfo,
     Wait,
 )
 
+SKIP_RUNS_MAX: Final = 1_000
+"""Of one op."""
 HELD_SAID_S: Final = 1.0
 """A stream that is held for so long says so to its clients."""
 
@@ -180,9 +183,7 @@ class Desk:
     def stat(self, connection: Connection, req: int, queue_id: int) -> None:
         stat = self.office.stat(queue_id)
         consumers = sum(1 for channel in self.consumers if channel.queue.id == queue_id)
-        answer = PartStat(
-            ready=stat.ready, in_flight=stat.in_flight, bytes=stat.bytes, consumers=consumers
-        )
+        answer = msgspec.structs.replace(stat, consumers=consumers)
         self._handout.answer(connection, Done(req=req, stat=answer))
 
     def purge(self, connection: Connection, req: int, queue_id: int) -> None:
@@ -197,6 +198,17 @@ class Desk:
     # Turns and time
 
     def released(self, effects: list[Released], now: float, outbox: list[Effect]) -> None:
+    def skip_lost(self, connection: Connection, req: int, queue_id: int) -> None:
+        """The operator gives up what no copy can read any more."""
+        number = self.office.part_of(queue_id)
+        lost = [] if number is None else self.office.part(number).lost
+        skipped = 0
+        for at in range(0, len(lost), SKIP_RUNS_MAX):
+            assert number is not None
+            op = Skip(number, lost[at : at + SKIP_RUNS_MAX])
+            skipped += self.office.purged(self.stream.append(op))
+        self._handout.answer(connection, Done(req=req, purged=skipped))
+
         """The stream released these."""
         answered = self._handout.release(
             effects, self.stream.copies, lambda: self.stream.may_deliver(now), outbox

@@ -17,6 +17,7 @@ integers are little endian; ids of sessions, consumers and producers are 16 raw 
     DROP_PART        part u32
     PURGE            part u32 | through offset u64
     PASS_TIME        seconds u32
+    SKIP             part u32 | (first offset u64, end offset u64)*
     DECLARE, ADOPT   queue as msgpack
     DELETE           queue id u64
 
@@ -60,6 +61,7 @@ class Kind(IntEnum):
     DROP_PART = 10
     PURGE = 11
     PASS_TIME = 12
+    SKIP = 13
     DECLARE = 64
     DELETE = 65
     ADOPT = 66
@@ -75,6 +77,7 @@ _DETACH: Final = Struct("<16s16s")
 _PRODUCER: Final = Struct("<I16s")
 _PURGE: Final = Struct("<IQ")
 _PASS_TIME: Final = Struct("<I")
+_RANGE: Final = Struct("<QQ")
 _QUEUE_ID: Final = Struct("<Q")
 
 _encode_queue: Final = msgspec.msgpack.Encoder().encode
@@ -248,6 +251,18 @@ class PassTime(msgspec.Struct, frozen=True, gc=False):
         return (_PASS_TIME.pack(self.seconds),)
 
 
+class Skip(msgspec.Struct, frozen=True, gc=False):
+    """What waits of these offsets goes: nobody can read it any more, the operator says."""
+
+    kind: ClassVar[int] = Kind.SKIP
+    part: int
+    runs: Sequence[tuple[int, int]]
+    """From the first offset up to the end."""
+
+    def parts(self) -> tuple[bytes, ...]:
+        return (b"".join([_PART.pack(self.part), *(_RANGE.pack(*run) for run in self.runs)]),)
+
+
 class DeclareQueue(msgspec.Struct, frozen=True):
     """A queue comes into being, under an id that was never given before."""
 
@@ -291,6 +306,7 @@ PostOfficeOp = (
     | DropPart
     | Purge
     | PassTime
+    | Skip
 )
 CatalogOp = DeclareQueue | DeleteQueue | Adopt
 
@@ -368,6 +384,11 @@ def _pass_time(data: bytes, start: int, end: int) -> PassTime:
     return PassTime(*_PASS_TIME.unpack_from(data, start))
 
 
+def _skip(data: bytes, start: int, end: int) -> Skip:
+    (part,) = _PART.unpack_from(data, start)
+    return Skip(part, list(_RANGE.iter_unpack(data[start + _PART.size : end])))
+
+
 def _declare(data: bytes, start: int, end: int) -> DeclareQueue:
     return DeclareQueue(_decode_queue(data[start:end]))
 
@@ -393,6 +414,7 @@ _POST_OFFICE_OPS: Final[dict[int, Callable[[bytes, int, int], PostOfficeOp]]] = 
     Kind.DROP_PART: _drop_part,
     Kind.PURGE: _purge,
     Kind.PASS_TIME: _pass_time,
+    Kind.SKIP: _skip,
 }
 _CATALOG_OPS: Final[dict[int, Callable[[bytes, int, int], CatalogOp]]] = {
     Kind.DECLARE: _declare,

@@ -54,6 +54,7 @@ from broker.core.ops import (
     Publish,
     Purge,
     Requeue,
+    Skip,
     decode_post_office_op,
 )
 from paging.pages import Shelf
@@ -65,8 +66,8 @@ Holder = tuple[bytes, bytes]
 """(session, consumer): whose deliveries these are, across connections and owners."""
 
 Result = Range | list[Answer] | Purged | None
-"""Of a publish, the offsets; of an ack or a requeue, an answer for each run; of a purge, what
-it found; of all others nothing."""
+"""Of a publish, the offsets; of an ack or a requeue, an answer for each run; of a purge or a
+skip, what it found; of all others nothing."""
 
 FIRST_N: Final = 1
 """Number of a producer's first message, in each of its epochs."""
@@ -245,6 +246,11 @@ class PostOffice:
         part = self._entries[op.part].part
         return part.purge(op.through)
 
+    def _skip(self, op: Skip) -> Purged:
+        part = self._entries[op.part].part
+        found = [part.skip(Range(*run)) for run in op.runs]
+        return Purged(sum(f.dropped for f in found), sum(f.held for f in found))
+
     def digest(self) -> bytes:
         """16 bytes that are equal on all copies that applied the same ops. `O(state)`."""
         numbers = (self.sid, self.gen, self.next_part, self.next_consumer, self.next_delivery)
@@ -296,7 +302,7 @@ class PostOffice:
 
     @staticmethod
     def purged(result: object) -> int:
-        """Of a purge: how many messages are gone."""
+        """Of a purge or a skip: how many messages are gone."""
         assert isinstance(result, Purged)
         return result.dropped
 
@@ -316,6 +322,10 @@ class PostOffice:
         """The number of the part of a queue, if it was ever used here."""
         return self._part_of.get(queue_id)
 
+    def has_part(self, number: int) -> bool:
+        """Whether there is a part of this number."""
+        return number in self._entries
+
     def part(self, number: int) -> Part:
         """The content of a part, to be read."""
         return self._entries[number].part
@@ -331,6 +341,10 @@ class PostOffice:
     def queue_of(self, part: int) -> int:
         """The id of the queue whose part this is."""
         return self._entries[part].queue.id
+
+    def queue_name(self, part: int) -> str:
+        """The name of the queue whose part this is."""
+        return self._entries[part].queue.name
 
     def queues(self) -> list[QueueInfo]:
         """The definitions of all queues that have a part here, as they were when it opened."""
@@ -355,6 +369,7 @@ class PostOffice:
             in_flight=part.in_flight,
             bytes=part.bytes,
             consumers=len(entry.consumers),
+            lost=sum(run.size for run in part.lost),
         )
 
     # Producers
@@ -444,6 +459,7 @@ _APPLY: Final[dict[type[PostOfficeOp], Callable[[PostOffice, Any], Result]]] = {
     Producer: PostOffice._bind_producer,
     ExpireProducer: PostOffice._expire_producer,
     PassTime: PostOffice._pass_time,
+    Skip: PostOffice._skip,
     DropPart: PostOffice._drop_part,
     Purge: PostOffice._purge,
 }

@@ -83,6 +83,8 @@ class Requests:
                     return
                 if isinstance(request, Stat):
                     desk.stat(connection, request.req, request.queue_id)
+                elif request.lost:
+                    desk.skip_lost(connection, request.req, request.queue_id)
                 else:
                     desk.purge(connection, request.req, request.queue_id)
             case Describe():

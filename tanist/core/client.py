@@ -175,10 +175,15 @@ class ClientCore:
         request = control.Stat(req=0, sid=sid, queue_id=info.id)
         self._ask(request, sid, _done_to(token), now, queue=info.name)
 
-    def purge(self, token: object, info: control.QueueInfo, sid: int, now: float) -> None:
-        """Resolved with the `Done` that has the number of messages."""
+    def purge(
+        self, token: object, info: control.QueueInfo, sid: int, now: float, *, lost: bool = False
+    ) -> None:
+        """Resolved with the `Done` that has the number of messages.
+
+        With `lost` only those go that no copy can read any more.
+        """
         self._check_open()
-        request = control.Purge(req=0, sid=sid, queue_id=info.id)
+        request = control.Purge(req=0, sid=sid, queue_id=info.id, lost=lost)
         self._ask(request, sid, _done_to(token), now, queue=info.name)
 
     def status(self, token: object, now: float) -> None:

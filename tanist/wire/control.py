@@ -150,6 +150,8 @@ class PartStat(Message, frozen=True, kw_only=True):
     in_flight: U64
     bytes: U64
     consumers: U64
+    lost: U64 = 0
+    """Of those that are ready: no copy can read them any more."""
 
 
 class QueueRequest(Request, frozen=True, kw_only=True):
@@ -195,6 +197,8 @@ class Stat(Request, frozen=True, kw_only=True):
 class Purge(Request, frozen=True, kw_only=True):
     sid: U32
     queue_id: U64
+    lost: bool = False
+    """Only what no copy can read any more."""
 
 
 class Status(Page, frozen=True, kw_only=True):

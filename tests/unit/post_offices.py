@@ -17,9 +17,11 @@ from broker.core.ops import (
     Publish,
     Purge,
     Requeue,
+    Skip,
 )
 from broker.core.post_office import Holder, PostOffice, Result
 from paging.part import Answer
+from paging.ranges import Range
 from tanist.wire.batch import Batch, flags_of, seal
 from tanist.wire.control import QueueInfo
 from tanist.wire.hot import Run
@@ -126,6 +128,9 @@ class Office:
 
     def purge(self, through: int, part: int = 1) -> int:
         return self.state.purged(self.append(Purge(part, through)))
+
+    def skip(self, run: Range, part: int = 1) -> int:
+        return self.state.purged(self.append(Skip(part, [run])))
 
     def drop(self, part: int = 1) -> None:
         self.append(DropPart(part))

@@ -43,6 +43,7 @@ COMMANDS = [
     ["queue", "create"],
     ["queue", "rm"],
     ["queue", "purge"],
+    ["queue", "skip-lost"],
     ["queue", "stat"],
     ["status"],
     ["declare-lost"],

@@ -25,6 +25,7 @@ from broker.core.ops import (
     Publish,
     Purge,
     Requeue,
+    Skip,
     decode_catalog_op,
     decode_post_office_op,
 )
@@ -65,6 +66,7 @@ POST_OFFICE_OPS: list[PostOfficeOp] = [
     DropPart(3),
     Purge(3, 1 << 40),
     PassTime(3_600),
+    Skip(3, [(0, 5), (1 << 40, (1 << 40) + 600)]),
 ]
 CATALOG_OPS: list[CatalogOp] = [DeclareQueue(QUEUE), DeleteQueue(QUEUE.id), Adopt(QUEUE)]
 
@@ -135,6 +137,7 @@ def test_the_golden_bytes_of_ops_do_not_change() -> None:
         *Ack(1, [(2, 3, 4)]).parts(),
         *Requeue(1, [(2, 3, 4)], True, False).parts(),
         *Attach(1, 2, b"S" * 16, b"C" * 16, False).parts(),
+        *Skip(1, [(2, 3), (4, 5)]).parts(),
         b"".join(OpenPart(1, QueueInfo(id=1 << 32, name="q")).parts()),
     ]
 
@@ -145,6 +148,7 @@ def test_the_golden_bytes_of_ops_do_not_change() -> None:
         "010000000200000000000000030000000000000004000000",
         "0100000001000200000000000000030000000000000004000000",
         "010000000200000000" + "53" * 16 + "43" * 16,
+        "01000000" + "".join(f"0{n}" + "00" * 7 for n in (2, 3, 4, 5)),
         "0100000082a26964cf0000000100000000a46e616d65a171",
     ]
 

@@ -296,6 +296,22 @@ def test_a_purge_may_reach_beyond_the_end(count: int, through: int, dropped: int
     part.check()
 
 
+def test_a_skip_takes_what_waits_of_a_run_and_leaves_what_is_held() -> None:
+    # Given messages that are held, returned and fresh
+    part = part_of(10)
+    part.deliver(1, Range(0, 6), ANNA)
+    part.requeue(1, Range(2, 4), flagged=True, count_attempt=True)
+
+    # When a run with some of each is skipped
+    skipped = part.skip(Range(3, 8))
+
+    # Then what was held stays, and so does what is before and after
+    assert skipped == Purged(dropped=3, held=2)
+    assert part.held_by(ANNA) == [(1, Range(0, 2)), (1, Range(4, 6))]
+    assert part.waiting(Range(0, 10)) == [Range(2, 3), Range(8, 10)]
+    part.check()
+
+
 def test_a_requeue_of_ten_thousand_messages_is_one_run_of_each_kind() -> None:
     # Given ten thousand messages with one consumer
     part = Part()

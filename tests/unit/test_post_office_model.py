@@ -204,6 +204,17 @@ class World:
             for offset in gone:
                 del letters[offset]
 
+    def skip(self, queue: int, first: int, count: int) -> None:
+        part = self._part(queue)
+        if part is not None:
+            end = min(first + count, self.office.state.end_of(part))
+            letters = self.mailbox.get(queue, {})
+            gone = [o for o, letter in letters.items() if not letter.held and first <= o < end]
+            if first < end:
+                assert self.office.skip(Range(first, end), part) == len(gone)
+            for offset in gone:
+                del letters[offset]
+
     def delete_all(self) -> None:
         for leg in list(self.legs):
             self.office.dispatcher.remove_leg(leg)
@@ -329,6 +340,10 @@ class PostOfficeMachine(RuleBasedStateMachine):
     @rule(queue=queues, through=st.integers(0, 40))
     def purge(self, queue: int, through: int) -> None:
         self.world.purge(queue, through)
+
+    @rule(queue=queues, first=st.integers(0, 40), count=st.integers(1, 9))
+    def skip(self, queue: int, first: int, count: int) -> None:
+        self.world.skip(queue, first, count)
 
     @rule(sure=st.integers(0, 9))
     def delete_all(self, sure: int) -> None:
