@@ -133,7 +133,10 @@ class _Peer:
     redial_at: float | None = None
     pause_s: float = REDIAL_S
     last: Incarnation | None = None
-    """Whom the last link was bound to: whose death a refused dial proves."""
+    """Whom the last link was bound to."""
+    proves: Incarnation | None = None
+    """Whose death it proves if the dial that is under way is refused: his link was lost before
+    it began."""
 
 
 class Links:
@@ -283,6 +286,7 @@ class Links:
         if peer.dialing or peer.link is not None or not peer.address:
             return
         peer.dialing = True
+        peer.proves = peer.last
         outbox.append(Dial(node, peer.address))
 
     def _opened(self, event: PeerOpened, now: float, outbox: list[PeerEffect]) -> None:
@@ -308,10 +312,12 @@ class Links:
         peer.dialing = False
         if peer.link is not None:
             return
-        if event.refused and peer.last is not None and peer.last not in self._dead:
+        unproven = peer.last is not None and peer.last not in self._dead
+        if event.refused and peer.last is not None and unproven and peer.proves == peer.last:
             self._dead.add(peer.last)
             news.append(Died(peer.last))
-        if self._me.node < event.node or not event.refused:
+            unproven = False
+        if self._me.node < event.node or not event.refused or unproven:
             peer.redial_at = now + peer.pause_s
             peer.pause_s = min(2 * peer.pause_s, REDIAL_S_MAX)
 

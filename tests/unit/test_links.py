@@ -257,6 +257,28 @@ def test_a_new_incarnation_replaces_the_link_of_the_old_one() -> None:
     assert links.linked(B2)
 
 
+def test_a_dial_that_began_before_a_link_was_lost_proves_no_death() -> None:
+    # Given a node that is dialed before it is up, and which comes up and links itself meanwhile
+    links = links_of(A)
+    outbox: list[PeerEffect] = []
+    links.meet("b", "127.0.0.1:1", 0.0, outbox)
+    linked(links, link=1, who=B)
+
+    # When that link is lost, and only then the old dial is told to have been refused
+    links.handle(PeerLost(1), 1.0, outbox)
+    news = links.handle(DialFailed("b", refused=True), 1.0, outbox)
+    dead_at_once = links.is_dead(B)
+    outbox.clear()
+    news += links.wake(1.0 + PROVE_AGAIN_S, outbox)
+
+    # Then it counts for nothing, and the next dial is the proof
+    assert not dead_at_once
+    assert not any(isinstance(item, Died) for item in news)
+    assert Dial("b", "127.0.0.1:1") in outbox
+    news = links.handle(DialFailed("b", refused=True), 1.1, outbox)
+    assert [item.who for item in news if isinstance(item, Died)] == [B]
+
+
 def test_another_process_under_our_name_is_reported_and_not_linked() -> None:
     # Given a node
     links = links_of(A)
