@@ -76,6 +76,9 @@ class Desk:
         self.sid = stream.sid
         self.stream = stream
         self.office = office
+        self.promoted_at = now
+        self.first_frame_at: float | None = None
+        """When the node read a client's frame for the first time after that, for whomever."""
         dispatcher = self._dispatcher = Dispatcher(
             office, unacked_max=limits.consumer_credit_messages_max
         )
@@ -195,9 +198,6 @@ class Desk:
             )
         self._handout.answer(connection, Done(req=req, purged=purged))
 
-    # Turns and time
-
-    def released(self, effects: list[Released], now: float, outbox: list[Effect]) -> None:
     def skip_lost(self, connection: Connection, req: int, queue_id: int) -> None:
         """The operator gives up what no copy can read any more."""
         number = self.office.part_of(queue_id)
@@ -209,6 +209,9 @@ class Desk:
             skipped += self.office.purged(self.stream.append(op))
         self._handout.answer(connection, Done(req=req, purged=skipped))
 
+    # Turns and time
+
+    def released(self, effects: list[Released], now: float, outbox: list[Effect]) -> None:
         """The stream released these."""
         answered = self._handout.release(
             effects, self.stream.copies, lambda: self.stream.may_deliver(now), outbox

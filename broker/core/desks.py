@@ -58,6 +58,8 @@ class Desks:
         """By sid."""
         self.catalog: CatalogDesk | None = None
         self.cut_off = False
+        self._unheard: list[Desk] = []
+        """Made since a client was heard last."""
         self._copies_here = 0
         """Of how many streams the map wants a copy on this node; they share the budget."""
 
@@ -144,7 +146,7 @@ class Desks:
             self.catalog = CatalogDesk(stream=stream, catalog=machine, limits=self._limits)
             return
         assert isinstance(machine, PostOffice)
-        self.offices[news.sid] = Desk(
+        desk = self.offices[news.sid] = Desk(
             stream=stream,
             office=machine,
             limits=self._limits,
@@ -153,6 +155,12 @@ class Desks:
             disk_trouble=self._disk_trouble,
             now=now,
         )
+        self._unheard.append(desk)
+
+    def heard(self, now: float) -> None:
+        """A client said something. What it says is read again after a promotion: that is over."""
+        while self._unheard:
+            self._unheard.pop().first_frame_at = now
 
     def released(self, news: stream_says.Released, now: float, outbox: list[Effect]) -> None:
         # To a stream effects are opaque; ours are all put in by our desks.

@@ -40,6 +40,7 @@ class Reception:
         if connection is None or connection.state is State.CLOSING:
             return
         connection.heard_at = now
+        self._desks.heard(now)
         self._guarded(
             connection,
             lambda: self._frames(connection, event.data, now, outbox),

@@ -114,7 +114,10 @@ class StatusReport:
                 }
         desk = self._desks.offices.get(sid)
         if desk is not None:
+            first = desk.first_frame_at
+            pause_ms = None if first is None else round(1000 * (first - desk.promoted_at), 3)
             document["desk"] = {
+                "first_frame_ms": pause_ms,
                 "producers": len(desk.producers),
                 "consumers": len(desk.consumers),
                 "graces": len(desk.consumers.graces),

@@ -286,3 +286,18 @@ def test_the_status_does_not_grow_with_the_queues() -> None:
     assert len(page["queues"]) == QUEUES_PAGE_MAX
     assert [each["ready"] for each in page["queues"][:2]] == [1, 0]
     assert page["go_on_after"] == page["queues"][-1]["name"]
+
+
+def test_the_status_says_how_long_after_its_promotion_a_node_read_its_clients_again() -> None:
+    # Given a post office that was promoted seven seconds ago, and no client since
+    alone = Alone()
+    desk = alone.node.desks.offices[1]
+    alone.now = desk.promoted_at + 7.0
+
+    # When a client comes
+    alone.connect(1)
+
+    # Then the time of its first frame is known, whatever it says later
+    alone.say(1, Status(req=2))
+    document = msgspec.json.decode(done(alone).status)
+    assert document["streams"]["1"]["desk"]["first_frame_ms"] == 7000.0
