@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run demo test check perf simulate torture clean
+.PHONY: help run demo test check perf backlog simulate torture clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -42,6 +42,11 @@ perf: $(READY) ## The benchmarks, one after another; nothing else should run
 	@for bench in throughput promotion memory idle; do \
 	    echo "--- $$bench"; $(BIN)/python -m perf.$$bench || exit 1; \
 	done
+
+backlog: $(READY) ## Queues larger than memory: 16 GB in DIR=/tmp, about ten minutes; nothing else should run
+	@$(BIN)/python -m perf.backlog --dir "$${DIR:-/tmp}" --plot build/backlog.svg
+	@$(BIN)/python -m perf.promotion --dir "$${DIR:-/tmp}" --budget-mib 512 \
+	    --rounds 5 --backlog 5000000 --once 50000000
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -39,15 +39,24 @@ class Cluster:
     Args:
         nodes: How many.
         extra: TOML for the end of each node's file.
+        under: Where the nodes' directories are made; None: where temporary files are.
+        launchers: By a node's name, a command that runs the node's command.
     """
 
-    def __init__(self, nodes: int, *, extra: str = "") -> None:
+    def __init__(
+        self,
+        nodes: int,
+        *,
+        extra: str = "",
+        under: Path | None = None,
+        launchers: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         # Far from other runs on this machine, as likely as not.
         ports_above = 16_000 + os.getpid() * 31 % 15_000
-        self.directory = Path(tempfile.mkdtemp(prefix="tanist-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="tanist-", dir=under))
         ports = free_ports((_CLIENTS + _OTHERS) * nodes, above=ports_above)
         self._nodes = {
-            node.name: NodeProcess(node)
+            node.name: NodeProcess(node, launcher=(launchers or {}).get(node.name, ()))
             for node in write_local_cluster(
                 self.directory,
                 nodes=nodes,

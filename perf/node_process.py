@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 from broker.commands.local_cluster import LocalNode
@@ -16,14 +17,19 @@ STOP_S_MAX: Final = 30.0
 
 
 class NodeProcess:
-    """Made from its file, not started by its maker. What it logs is in `log`."""
+    """Made from its file, not started by its maker. What it logs is in `log`.
 
-    def __init__(self, node: LocalNode) -> None:
+    Args:
+        launcher: A command that runs the command which follows it, in its own process.
+    """
+
+    def __init__(self, node: LocalNode, *, launcher: Sequence[str] = ()) -> None:
         self.name = node.name
         self.clients = node.clients
         self.url = f"tanist://{node.clients}"
         self.log = node.file.with_name("log")
         self._file = node.file
+        self._launcher = list(launcher)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,8 +45,9 @@ class NodeProcess:
         """Start the process, again if it was over: a new incarnation in the same directory."""
         assert not self.is_running
         with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "broker.cli", "run", str(self._file), "--log", "json"]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "broker.cli", "run", str(self._file), "--log", "json"],
+                self._launcher + command,
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 # What goes to our terminal or group is not for the nodes.

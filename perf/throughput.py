@@ -90,14 +90,24 @@ ROLES: Final[dict[str, Callable[..., Coroutine[None, None, None]]]] = {
 
 
 class Role:
-    """One of the programs above in a process of its own."""
+    """One of the programs above, or of another module's, in a process of its own."""
 
-    def __init__(self, name: str, *arguments: object, profile: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *arguments: object,
+        module: str = "perf.throughput",
+        profile: Path | None = None,
+    ) -> None:
         command = [sys.executable]
         if profile is not None:
             command += ["-m", "cProfile", "-o", str(profile)]
-        command += ["-m", "perf.throughput", "--role", name, *map(str, arguments)]
+        command += ["-m", module, "--role", name, *map(str, arguments)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     async def line(self) -> dict[str, float]:
         assert self._process.stdout is not None
@@ -109,11 +119,16 @@ class Role:
         return values
 
     def end(self) -> None:
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
+        """Let it end, which it should by now."""
+        with self._process:  # Closes the pipe, and waits.
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+    def kill(self) -> None:
+        with self._process:
             self._process.kill()
-            self._process.wait()
 
 
 def cpu_s(pid: int) -> float:
