@@ -248,7 +248,11 @@ class Requests:
         """Say what our copy says, as soon as everything that it rests on is released."""
         desk = self._desks.catalog
         if desk is not None:
-            if not self._is_held(desk.stream, waiting, outbox):
+            # It waits behind the log's last op, as long as there are not too many that do.
+            if desk.stream.full():
+                why = "the catalog waits for copies"
+                self._waiting.put(waiting, sid=CATALOG_SID, why=why, outbox=outbox)
+            else:
                 desk.say(waiting.connection, message, waiting.channel)
         elif self._definitions.released:
             waiting.connection.say(message, outbox, waiting.channel)
