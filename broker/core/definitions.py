@@ -46,7 +46,8 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
     declared: list[QueueInfo]
     """In its file."""
     parts: list[QueueInfo]
-    """Those of which it has a part, and which the catalog does not know."""
+    """Those of which it has a part, or somebody who would use one, and which the catalog does not
+    know. Without the latter a consumer that waits would wait for ever, on an id that is gone."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -133,7 +134,7 @@ class Definitions:
 
     def forwarded(self, news: Forwarded, now: float, outbox: list[Effect]) -> None:
         """A node tells us, as the catalog's owner."""
-        if news.sid != CATALOG_SID or self._desks.catalog is None:
+        if news.sid != CATALOG_SID or not self._desks.owns_catalog:
             return
         try:
             told = _decode(news.payload)
@@ -151,9 +152,9 @@ class Definitions:
         if released < stream.applied:
             return
         for desk in self._desks.offices.values():
-            for queue_id in desk.queue_ids():
-                if catalog.was_deleted(queue_id):
-                    desk.drop_queue(queue_id, outbox)
+            for queue in desk.queues():
+                if catalog.was_deleted(queue.id):
+                    desk.drop_queue(queue.id, outbox)
 
     def _tell(self, now: float, outbox: list[Effect]) -> None:
         catalog = self.catalog
@@ -164,7 +165,7 @@ class Definitions:
         parts = [
             queue
             for desk in self._desks.offices.values()
-            for queue in desk.office.queues()
+            for queue in desk.queues()
             if catalog.by_id(queue.id) is None and not catalog.was_deleted(queue.id)
         ]
         after_a_loss = gen > 1 and now < self._gen_since + RECOVERY_S_MAX

@@ -104,12 +104,12 @@ class Desk:
         for queue_id in office.queue_ids():
             dispatcher.touched(queue_id)
 
-    def queue_ids(self) -> list[int]:
+    def queues(self) -> list[QueueInfo]:
         """The queues that have a part here, or somebody who would use one."""
-        ids = dict.fromkeys(self.office.queue_ids())
+        queues = {queue.id: queue for queue in self.office.queues()}
         for channel in self._channels():
-            ids[channel.queue.id] = None
-        return list(ids)
+            queues.setdefault(channel.queue.id, channel.queue)
+        return list(queues.values())
 
     def _channels(self) -> Iterator[ProducerChannel | ConsumerChannel]:
         yield from self.producers

@@ -247,7 +247,8 @@ class Requests:
     def _from_catalog(self, waiting: Waiting, message: Message, outbox: list[Effect]) -> None:
         """Say what our copy says, as soon as everything that it rests on is released."""
         desk = self._desks.catalog
-        if desk is not None:
+        # The desk is still there when a newer map shows another owner, until it is told to go.
+        if desk is not None and self._desks.owns_catalog:
             # It waits behind the log's last op, as long as there are not too many that do.
             if desk.stream.full():
                 why = "the catalog waits for copies"

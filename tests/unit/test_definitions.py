@@ -44,21 +44,13 @@ class FakeMember:
 
 
 @dataclass
-class FakeOffice:
-    """What a desk's post office says of its parts."""
+class FakeDesk:
+    """A desk with these queues."""
 
     infos: list[QueueInfo]
 
     def queues(self) -> list[QueueInfo]:
         return self.infos
-
-
-@dataclass
-class FakeDesk:
-    office: FakeOffice
-
-    def queue_ids(self) -> list[int]:
-        return []
 
 
 @dataclass
@@ -72,7 +64,7 @@ def test_any_number_of_parts_reaches_the_owner_of_a_catalog_that_was_lost() -> N
     infos = [QueueInfo(id=1 << 32 | n, name=f"{n:05}{LONGEST}") for n in range(1, 25_001)]
     member = FakeMember({0: FakeStream(Catalog(0, 2))})
     # They are asked for what the fakes have, and nothing else.
-    desks = cast(Desks, cast(Any, FakeDesks({3: FakeDesk(FakeOffice(infos))})))
+    desks = cast(Desks, cast(Any, FakeDesks({3: FakeDesk(infos)})))
     definitions = Definitions(cast(Member, cast(Any, member)), desks, declared=())
     outbox: list[Effect] = []
     assert definitions.advanced(0.0)

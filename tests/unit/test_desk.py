@@ -749,3 +749,16 @@ def test_every_channel_is_told_that_the_owner_is_another_one() -> None:
     # Then both are told, and are open here no more
     assert [(f.channel, read_control(f)) for f in bench.heard()] == [(1, moved), (2, moved)]
     assert not bench.connection.channels
+
+
+def test_a_queue_that_somebody_waits_for_is_known_without_a_part() -> None:
+    # Given a consumer of a queue in which nothing was ever published
+    bench = Bench()
+    bench.consume()
+
+    # When it is asked which queues are of interest here
+    queues = bench.desk.queues()
+
+    # Then that queue is: should the catalog be lost, it must not be forgotten
+    assert bench.office.queues() == []
+    assert queues == [QUEUE]
