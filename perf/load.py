@@ -120,7 +120,13 @@ class SteadyProducer:
         task.add_done_callback(self._open.discard)
 
     async def _confirm(self, messages: list[Message], posted_at: float) -> None:
-        done = await self.producer.send_many([body_of(m) for m in messages])
+        try:
+            done = await self.producer.send_many([body_of(m) for m in messages])
+        except tanist.ClosedError:
+            # The run ended early. If it did not, this burst was not answered as it must be.
+            self._stopped = True
+            self._unanswered()
+            return
         self._unconfirmed -= len(messages)
         now = time.monotonic()
         history = self._history
@@ -143,8 +149,11 @@ class SteadyProducer:
         if self._open:
             _, late = await asyncio.wait(self._open, timeout=DRAIN_S_MAX)
             for _ in late:
-                what = f"a burst of {self.name}"
-                self._history.events.append(Unanswered(at=time.monotonic(), what=what))
+                self._unanswered()
+
+    def _unanswered(self) -> None:
+        what = f"a burst of {self.name}"
+        self._history.events.append(Unanswered(at=time.monotonic(), what=what))
 
 
 class HoldingConsumer:

@@ -118,6 +118,8 @@ async def episode(kind: Kind, seed: int) -> Line:
         ]
         tasks = [asyncio.create_task(consumer.run()) for consumer in consumers]
         posting = [asyncio.create_task(producer.run()) for producer in producers]
+        # Whatever happens they end before their clients do.
+        held.push_async_callback(_end, [*tasks, *posting])
         mortal = _Mortal(cluster.url) if kind == "consumer" else None
         await asyncio.sleep(0.4 + chance.random())
         if mortal is not None:
@@ -138,9 +140,7 @@ async def episode(kind: Kind, seed: int) -> Line:
             await consumer.flush()
         for queue in (ORDERED, SHARED):
             history.events += await left_over(client, queue)
-        for task in tasks:
-            task.cancel()
-        for done in await asyncio.gather(*tasks, return_exceptions=True):
+        for done in await _end(tasks):
             if isinstance(done, Exception):
                 raise done
     verdict = check(history.events)
@@ -148,6 +148,13 @@ async def episode(kind: Kind, seed: int) -> Line:
     line.messages = verdict.counts.confirmed
     line.redelivered = verdict.counts.redelivered
     return line
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> list[BaseException | None]:
+    """What became of them."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _producer(
