@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -306,7 +306,20 @@ class Away(msgspec.Struct, gc=False):
         return 0 if self.live else self.bytes
 
 
-def packed_anew(page: Page | Loaded, live: Ranges) -> Page:
+class Source(Protocol):
+    """Where the messages of a page can be had."""
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+    def find(self, offset: int) -> tuple[Batch, int]:
+        """The batch with a message that is needed, and the batch's first offset."""
+
+
+def packed_anew(page: Source, live: Ranges) -> Page:
     """The messages of a page that are left, without the room of those that are not."""
     fresh = Page(page.first)
     for run in live.within(Range(page.first, page.end)):

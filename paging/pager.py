@@ -41,6 +41,7 @@ Rules
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final, NamedTuple, assert_never
@@ -62,7 +63,7 @@ from paging.disk import (
     Written,
 )
 from paging.page import Away, Loaded, Page, packed_anew
-from paging.pagefile import Book, PageKey
+from paging.pagefile import Block, Book, PageKey
 from paging.pages import PAGE_BYTES, Entry, Pages, Shelf, Tally
 from paging.ranges import Range
 from tanist.wire.batch import Batch
@@ -119,6 +120,8 @@ class Peeked(NamedTuple):
 
     token: int
     found: tuple[Batch, int] | None
+    block: Block | None = None
+    """What was read for it, with the batches beside that one."""
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -421,6 +424,8 @@ class Pager:
         if at is None or not isinstance(at[1], Away):
             return Peeked(0, pages.batch_at(offset))
         first, page = at
+        if not page.version:
+            return Peeked(0, None)  # What was split off a damaged page has no file.
         token = next(self._tokens)
         key = PageKey(self._books[pages], first, page.version)
         self._peeks[token] = (pages, offset, key)
@@ -447,7 +452,7 @@ class Pager:
                 self._was_read(place, done)
             case BlockRead():
                 _, offset, _ = self._peeks.pop(done.token)
-                self._peeked.append(Peeked(done.token, done.block.find(offset)))
+                self._peeked.append(Peeked(done.token, done.block.find(offset), done.block))
             case JobFailed():
                 self._failed(done, now)
             case _:
@@ -474,6 +479,8 @@ class Pager:
         page = _entry(place) if pages in self._books else None
         if not isinstance(page, Away) or page.version != done.key.version:
             return  # It was needed no more.
+        if page.end != done.image.end:
+            return  # It was split, since it seemed to be damaged.
         pages.take_in(first, done.image)
         self._holding[pages] = None
         self._arrived[pages] = None
@@ -523,6 +530,10 @@ class Pager:
 
     # Damaged pages
 
+    def is_damaged(self, pages: Pages, first: int) -> bool:
+        """Whether this page is needed, and cannot be read."""
+        return (pages, first) in self._damaged
+
     def mended(self, pages: Pages, first: int, page: Page) -> None:
         """All messages of a damaged page that are not done with, had from another copy."""
         place = (pages, first)
@@ -531,10 +542,18 @@ class Pager:
         old = pages.sealed(first)
         assert isinstance(old, Away)
         self._forget(place)
-        self._removed.append(PageKey(self._books[pages], first, old.version))
+        if old.version:
+            self._removed.append(PageKey(self._books[pages], first, old.version))
         pages.put(first, page)
         self._holding[pages] = None
         self._arrived[pages] = None
+
+    def split(self, pages: Pages, first: int, cuts: Sequence[int]) -> None:
+        """Make several of a damaged page, so that each can be mended or given up by itself."""
+        sentence = self._damaged[pages, first]
+        pages.split(first, cuts)
+        for at in cuts:
+            self._damaged[pages, at] = sentence
 
     def give_up(self, pages: Pages, first: int) -> None:
         """No copy has what a damaged page had: readers pass over it."""

@@ -23,8 +23,9 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Protocol
 
 from sortedcontainers import SortedDict, SortedList
@@ -450,6 +451,22 @@ class Pages:
         self._resident.add(first)
         self.tally.disk_bytes -= page.bytes
         self.tally.resident_bytes += page.resident_bytes
+
+    def split(self, first: int, cuts: Sequence[int]) -> None:
+        """A page that is away becomes several, of which each later one begins at a cut.
+
+        All of them must have messages that are needed. The file remains the first one's.
+        """
+        old = self._sealed[first]
+        assert isinstance(old, Away)
+        assert self.reader is not None
+        bytes_left, version = old.bytes, old.version
+        for at, end in pairwise((first, *cuts, old.end)):
+            live = sum(run.size for run in self.reader.live.within(Range(at, end)))
+            assert live, "a page that nobody needs"
+            size = bytes_left if end == old.end else old.bytes * live // old.live
+            self._sealed[at] = Away(end, live, size, version)
+            bytes_left, version = bytes_left - size, 0
 
     def put(self, first: int, page: Page) -> None:
         """The same messages in another page: packed anew, or had again from another copy."""

@@ -136,6 +136,8 @@ def _warnings(sid: str, best: Document, by_node: dict[str, Document]) -> list[st
         for warning in answer["streams"].get(sid, {}).get("warnings", []):
             if warning.startswith("waiting for transfer") and warning not in warnings:
                 warnings.append(f"{name} is {warning}")
+            if warning.startswith("cannot read"):
+                warnings.append(f"{name} {warning}")
     return warnings
 
 

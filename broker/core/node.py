@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Final, assert_never
 
 from broker.core.catalog import Catalog
+from broker.core.copies import MemberCopies
 from broker.core.definitions import Definitions
 from broker.core.desks import Desks
 from broker.core.events import (
@@ -40,6 +41,7 @@ from broker.core.events import (
     Wake,
 )
 from broker.core.lobby import Lobby
+from broker.core.mending import Mending
 from broker.core.post_office import PostOffice
 from broker.core.reception import Reception
 from broker.core.requests import Requests
@@ -59,6 +61,7 @@ from replication.core.member import (
     MemberSettings,
     News,
     ReleasedFound,
+    SaidAside,
     Vouched,
 )
 from replication.core.stream import StreamLimits
@@ -90,7 +93,7 @@ class Node:
     ) -> None:
         self.me = me
         limits, timing = settings.limits, settings.timing
-        self._storeroom = Storeroom(limits)
+        self.storeroom = Storeroom(limits)
         self.member = Member(
             _member_settings(settings),
             me=me,
@@ -104,9 +107,10 @@ class Node:
             self.member,
             limits=limits,
             timing=timing,
-            disk_trouble=lambda: self._storeroom.trouble,
+            disk_trouble=lambda: self.storeroom.trouble,
         )
         self.definitions = Definitions(self.member, self.desks, declared=settings.queues)
+        self._mending = Mending(MemberCopies(self.member), self.storeroom.pager)
         self._lobby = Lobby(me=me, limits=limits, timing=timing)
         self._waiting = WaitingRoom(timing.park_ms / 1000)
         status = StatusReport(
@@ -116,7 +120,8 @@ class Node:
             definitions=self.definitions,
             lobby=self._lobby,
             waiting=self._waiting,
-            storeroom=self._storeroom,
+            storeroom=self.storeroom,
+            mending=self._mending,
         )
         requests = Requests(
             member=self.member,
@@ -145,7 +150,7 @@ class Node:
             case ClientLost():
                 self._reception.lost(event.connection, now)
             case DiskDone():
-                self._storeroom.handle(event, now)
+                self.storeroom.handle(event, now)
             case Stop():
                 self._stop(outbox)
             case Wake():
@@ -155,9 +160,12 @@ class Node:
 
     def end_turn(self, now: float, outbox: list[Effect]) -> None:
         """The end of a turn of the loop in which something happened."""
-        self._storeroom.hand_over(self.desks)
+        self._mending.end_turn(now, outbox)
+        self.storeroom.hand_over(self.desks)
         self.desks.end_turn(now, outbox)
-        self._storeroom.end_turn(now, self.desks.used_bytes(), outbox)
+        self.storeroom.end_turn(now, self.desks.used_bytes(), outbox)
+        for damaged in self.storeroom.take_damaged():
+            self._mending.damaged(damaged, now)
         self._member(lambda peers: self.member.end_turn(now, peers), now, outbox)
 
     def next_deadline(self) -> float | None:
@@ -167,7 +175,8 @@ class Node:
             self.desks.next_deadline(),
             self._lobby.next_deadline(),
             self._waiting.next_deadline(),
-            self._storeroom.next_deadline(),
+            self.storeroom.next_deadline(),
+            self._mending.next_deadline(),
         )
         return min(at for at in deadlines if at is not None)
 
@@ -217,6 +226,8 @@ class Node:
                 self._reception.try_again(now, outbox)
             case Forwarded():
                 self.definitions.forwarded(news, now, outbox)
+            case SaidAside():
+                self._mending.heard(news, now, outbox)
             case _:
                 assert_never(news)
 
@@ -225,6 +236,7 @@ class Node:
         assert value is not None
         self._lobby.changed(topology_of(value, self.member.ver), outbox)
         self.desks.map_learned(value)
+        self._mending.map_changed(now)
         if not self._listening and is_live(value, self.me) and CATALOG_SID in value.streams:
             self._listening = True
             outbox.append(ListenForClients())
@@ -250,7 +262,7 @@ class Node:
             return
         self._sweep_at = now + SWEEP_S
         self.desks.sweep(now, outbox)
-        self._storeroom.sweep(self.member)
+        self.storeroom.sweep(self.member)
         self.definitions.sweep(now, outbox)
         self.desks.look_around(self._lobby, now, outbox)
         self._reception.try_again(now, outbox)
@@ -262,7 +274,7 @@ class Node:
             outbox.append(Exit(0, "stopped"))
 
     def _make_machine(self, sid: int, gen: int) -> Catalog | PostOffice:
-        return Catalog(sid, gen) if sid == CATALOG_SID else self._storeroom.new_office(sid, gen)
+        return Catalog(sid, gen) if sid == CATALOG_SID else self.storeroom.new_office(sid, gen)
 
 
 def _member_settings(settings: NodeSettings) -> MemberSettings:

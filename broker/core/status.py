@@ -7,10 +7,12 @@ number of queues comes in pages, so that each answer fits into a frame.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 from broker.core.definitions import Definitions
 from broker.core.desks import Desks
 from broker.core.lobby import Lobby
+from broker.core.mending import Mending
 from broker.core.settings import NodeSettings
 from broker.core.storeroom import Storeroom
 from broker.core.waiting import WaitingRoom
@@ -19,6 +21,9 @@ from replication.core.member import Member
 from replication.core.stream import Role
 
 Document = dict[str, object]
+
+DAMAGED_SHOWN_MAX: Final = 50
+"""Pages of one post office; the first ones are told one by one, all of them are counted."""
 
 
 class StatusReport:
@@ -34,6 +39,7 @@ class StatusReport:
         lobby: Lobby,
         waiting: WaitingRoom,
         storeroom: Storeroom,
+        mending: Mending,
     ) -> None:
         self._settings = settings
         self._member = member
@@ -42,6 +48,7 @@ class StatusReport:
         self._lobby = lobby
         self._waiting = waiting
         self._storeroom = storeroom
+        self._mending = mending
 
     def document(self, now: float) -> Document:
         member, value = self._member, self._member.map
@@ -103,6 +110,7 @@ class StatusReport:
                 "kept_bytes": stream.kept_bytes,
                 "why": stream.why,
                 "counts": dict(sorted(stream.counts.items())),
+                "damaged": self._mending.document(sid)[:DAMAGED_SHOWN_MAX],
             }
             if stream.role is Role.OWNER:
                 document["followers"] = {
@@ -140,6 +148,15 @@ class StatusReport:
             warnings.append(f"HELD for {now - held.since:.1f} s: {held.why}")
         if stream is not None and stream.role is Role.WAITING_FOR_TRANSFER:
             warnings.append(f"waiting for transfer: {stream.why}")
+        owned = stream is not None and stream.role is Role.OWNER
+        for queue, lost in self._mending.lost(sid).items():
+            if owned:
+                warnings.append(
+                    f"LOST MESSAGES: {lost:,} of queue {queue!r} cannot be read on any node. If"
+                    f" none comes back that can, give them up: tanist queue skip-lost {queue!r}"
+                )
+            else:
+                warnings.append(f"cannot read {lost:,} messages of queue {queue!r} in its copy")
         return warnings
 
     def queues(self, after: str, most: int) -> Document:

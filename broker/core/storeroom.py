@@ -27,6 +27,7 @@ class Storeroom:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.pager = Pager(page_bytes=limits.page_bytes, ahead_bytes=limits.read_ahead_bytes)
+        self._damaged: list[PageDamaged] = []
 
     def new_office(self, sid: int, gen: int) -> PostOffice:
         """A copy of a post office without content."""
@@ -59,7 +60,13 @@ class Storeroom:
                 case DiskRecovered():
                     outbox.append(Log(Level.INFO, "pages can be written again", {}))
                 case PageDamaged():
+                    self._damaged.append(news)
                     outbox.append(Log(Level.ERROR, "a page cannot be read", {"why": news.sentence}))
+
+    def take_damaged(self) -> list[PageDamaged]:
+        """The pages that were found to be unreadable."""
+        damaged, self._damaged = self._damaged, []
+        return damaged
 
     def sweep(self, member: Member) -> None:
         """Let go of what belonged to copies that are no more."""

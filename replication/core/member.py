@@ -65,6 +65,7 @@ from replication.core.member_events import (
     MemberSettings as MemberSettings,
     News as News,
     ReleasedFound as ReleasedFound,
+    SaidAside as SaidAside,
     Vouched as Vouched,
 )
 from replication.core.messages import (
@@ -72,6 +73,7 @@ from replication.core.messages import (
     encode as encode_stream_message,
 )
 from replication.core.peer_messages import (
+    Aside,
     Ask,
     Forward,
     Heard,
@@ -203,6 +205,12 @@ class Member:
         """Say this to the layer above at the owner of a stream. False: it was not sent."""
         owner = self.owner_of(sid)
         return owner is not None and self._send(owner, Forward(sid, payload), outbox)
+
+    def say_aside(
+        self, who: Incarnation, sid: int, gen: int, payload: bytes, outbox: list[PeerEffect]
+    ) -> bool:
+        """Say this to the layer above at another copy of a stream. False: it was not sent."""
+        return self._send(who, Aside(sid, gen, payload), outbox)
 
     def declare_lost(self, token: int, sid: int, gen: int) -> None:
         """Propose that a stream goes on empty, since the operator vouches for it that no process
@@ -412,6 +420,8 @@ class Member:
                 self._news.append(ReleasedFound(other.req, other.gen, other.seq, other.owned))
             case Forward():
                 self._news.append(Forwarded(who, other.sid, other.payload))
+            case Aside():
+                self._news.append(SaidAside(who, other.sid, other.gen, other.payload))
             case _:
                 raise RemoteProtocolError(
                     f"peer frame type {frame.verb} came out of turn", code="bad_state"

@@ -54,6 +54,16 @@ class Forwarded:
 
 
 @dataclass(frozen=True, slots=True)
+class SaidAside:
+    """The holder of another copy of a stream says this, for the layer above."""
+
+    who: Incarnation
+    sid: int
+    gen: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Vouched:
     """What became of `declare_lost`."""
 
@@ -62,4 +72,4 @@ class Vouched:
     """`changes.DONE`, or why it was refused."""
 
 
-News = MapLearned | Vouched | Forwarded | ReleasedFound | stream_says.News
+News = MapLearned | Vouched | Forwarded | ReleasedFound | SaidAside | stream_says.News

@@ -38,6 +38,7 @@ class PeerVerb(IntEnum):
     RELEASED_AT = 7
     RELEASED_IS = 8
     FORWARD = 9
+    ASIDE = 10
 
 
 class _PeerMessage(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -99,7 +100,16 @@ class Forward(_PeerMessage, frozen=True):
     payload: bytes
 
 
-PeerMessage = PeerHello | Heartbeat | Ask | Heard | ReleasedAt | ReleasedIs | Forward
+class Aside(_PeerMessage, frozen=True):
+    """From one copy of a stream to another, past the stream itself: for the layer above. It may
+    be lost."""
+
+    sid: U64
+    gen: U64
+    payload: bytes
+
+
+PeerMessage = PeerHello | Heartbeat | Ask | Heard | ReleasedAt | ReleasedIs | Forward | Aside
 
 _SCHEMAS: Final[dict[PeerVerb, type[PeerMessage]]] = {
     PeerVerb.HELLO: PeerHello,
@@ -109,6 +119,7 @@ _SCHEMAS: Final[dict[PeerVerb, type[PeerMessage]]] = {
     PeerVerb.RELEASED_AT: ReleasedAt,
     PeerVerb.RELEASED_IS: ReleasedIs,
     PeerVerb.FORWARD: Forward,
+    PeerVerb.ASIDE: Aside,
 }
 _VERBS: Final = {schema: verb for verb, schema in _SCHEMAS.items()}
 _DECODERS: Final = {int(v): msgspec.msgpack.Decoder(s) for v, s in _SCHEMAS.items()}

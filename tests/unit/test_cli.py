@@ -15,7 +15,7 @@ from broker.cli import main
 from broker.commands.survey import put_together
 from broker.commands.waiting import Waiting
 from broker.config import load_config
-from tanist import connect
+from tanist import QueueStat, connect
 from tanist.events import Held
 
 
@@ -283,6 +283,41 @@ def test_status_says_when_what_it_shows_may_not_hold() -> None:
     # Then it is said that there is no majority, and that the map may be old
     assert doubts[0].startswith("1 of 3 voting nodes answered, which is no majority")
     assert doubts[1] == "n2, n3 are shown as up and do not answer: the map may be old"
+
+
+def test_status_says_which_copy_cannot_read_what_others_can() -> None:
+    # Given a shadow that cannot read messages which the owner still has
+    owner, shadow = (seen_by(name, ver=1, owner="a.1") for name in "ab")
+    shadow["streams"]["1"]["warnings"] = ["cannot read 3 messages of queue 'q' in its copy"]
+
+    # When what both say is put together
+    warnings = put_together([owner, shadow])["streams"]["1"]["warnings"]
+
+    # Then that is said of the shadow
+    assert warnings == ["b cannot read 3 messages of queue 'q' in its copy"]
+
+
+def stat_with(lost: int) -> QueueStat:
+    return QueueStat(ready=9, in_flight=0, bytes=1, consumers=0, parts={}, lost=lost)
+
+
+@pytest.mark.parametrize(
+    ("lost", "arguments", "code", "asked"),
+    [(0, [], 0, 1), (5, [], 1, 1), (5, ["--yes"], 0, 2), (5, ["--json"], 2, 1)],
+)
+def test_nothing_is_skipped_unasked(
+    monkeypatch: pytest.MonkeyPatch, lost: int, arguments: list[str], code: int, asked: int
+) -> None:
+    # Given a queue with so many messages that are lost
+    answers: list[object] = [lost, stat_with(lost)]
+    monkeypatch.setattr("broker.commands.queues.with_client", lambda url, work: answers.pop())
+
+    # When they are to be skipped, and a question is answered with no
+    result = run("queue", "skip-lost", "q", *arguments, given="n\n")
+
+    # Then the cluster is told only if that is sure
+    assert result.exit_code == code
+    assert 2 - len(answers) == asked
 
 
 def test_a_queue_without_a_name_is_a_mistake_of_usage(nobody: str) -> None:
