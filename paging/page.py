@@ -146,9 +146,11 @@ class Page:
         "bytes_taken",
         "end",
         "first",
+        "left_out",
         "live",
         "resident_bytes",
         "version",
+        "versions",
     )
 
     def __init__(self, first: int) -> None:
@@ -163,13 +165,17 @@ class Page:
         """Batches that it ever took in: by this it is sealed."""
         self.version = 0
         """Of the file that it was written to; 0: none."""
+        self.versions = 0
+        """The last one that a file of it has, had, or may have got when a write failed."""
+        self.left_out = 0
+        """Messages within its offsets that it never took in, because they were done with."""
         self._blocks: list[_Lone | _Shared | None] = []  # None: freed.
         self._firsts = array("Q")  # Of each block, freed or not.
         self._filling: _Shared | None = None  # The last block, if more goes in.
 
     @property
     def sparse(self) -> bool:
-        return self.live < SPARSE * (self.end - self.first)
+        return _is_sparse(self, self.first)
 
     def append(self, batch: Batch) -> None:
         first, size = self.end, batch.size
@@ -193,6 +199,12 @@ class Page:
         self.live += batch.count
         self.bytes += size
         self.bytes_taken += size
+
+    def skip(self, end: int) -> None:
+        """The messages up to `end` are done with: the next one that comes is that one."""
+        assert end >= self.end
+        self.left_out += end - self.end
+        self.end = end
 
     def seal(self) -> None:
         """Nothing more goes into the last block. Of a whole page that is the end of it."""
@@ -256,15 +268,16 @@ class Page:
 class Loaded:
     """A page as it was read from its file."""
 
-    __slots__ = ("bytes", "end", "first", "image", "live", "version")
+    __slots__ = ("bytes", "end", "first", "image", "left_out", "live", "version")
 
-    def __init__(self, image: PageImage, *, live: int, bytes_: int, version: int) -> None:
+    def __init__(self, image: PageImage, away: Away) -> None:
         self.image = image
         self.first, self.end = image.first, image.end
-        self.live = live
-        self.bytes = bytes_
-        """As long as it lives, what it was when it was written: nothing is freed in part."""
-        self.version = version
+        self.live = away.live
+        self.bytes = away.bytes
+        """As long as it lives, what it was when it was let go of: nothing is freed in part."""
+        self.version = away.version
+        self.left_out = away.left_out
 
     @property
     def resident_bytes(self) -> int:
@@ -296,14 +309,35 @@ class Away(msgspec.Struct, gc=False):
     bytes: int
     version: int
 
+    @property
+    def left_out(self) -> int:
+        return 0
+
     def sparse(self, first: int) -> bool:
-        return self.live < SPARSE * (self.end - first)
+        return _is_sparse(self, first)
 
     def drop(self, first: int, end: int) -> int:
         """Messages of this page are needed no more. Returns the bytes that were freed."""
         self.live -= end - first
         assert self.live >= 0, "dropped twice"
         return 0 if self.live else self.bytes
+
+
+class _AwayThin(Away, gc=False):
+    """One that was packed anew. A field more, which a million others do not need."""
+
+    gaps: int
+
+    @property
+    def left_out(self) -> int:
+        return self.gaps
+
+
+def away(page: Page | Loaded, version: int) -> Away:
+    """What is kept of a page that lies in its file of this version."""
+    if page.left_out:
+        return _AwayThin(page.end, page.live, page.bytes, version, page.left_out)
+    return Away(page.end, page.live, page.bytes, version)
 
 
 class Source(Protocol):
@@ -328,12 +362,17 @@ def packed_anew(page: Source, live: Ranges) -> Page:
             batch, first = page.find(offset)
             index = offset - first
             count = min(batch.count - index, run.end - offset)
-            fresh.end = offset
+            fresh.skip(offset)
             fresh.append(Batch.trusted(batch.slice(index, count)))
             offset += count
     fresh.seal()
-    fresh.end = page.end
+    fresh.skip(page.end)
     return fresh
+
+
+def _is_sparse(page: Page | Away, first: int) -> bool:
+    # Of those that it took in: else one that was packed anew would be packed for ever.
+    return page.live < SPARSE * (page.end - first - page.left_out)
 
 
 def _check_run(block: _Lone | _Shared | Loaded, run: Range) -> None:

@@ -150,6 +150,10 @@ _Place = tuple[Pages, int]
 """A sealed page, by its part's pages and its first offset."""
 
 
+_Victim = tuple[int, Book, int, Pages]
+"""Its distance, below 0; whose it is, so that the order of equals is always the same; the page."""
+
+
 class Pager:
     """See the module docstring.
 
@@ -164,7 +168,6 @@ class Pager:
         self._books: dict[Pages, Book] = {}
         self._tallies: dict[Tally, None] = {}
         self._copies = count(1)
-        self._versions = count(1)
         self._tokens = count(1)
         self._holding: dict[Pages, None] = {}
         """Who has sealed pages, perhaps in memory."""
@@ -173,8 +176,12 @@ class Pager:
         """Pages that are being written, by their first offset."""
         self._wanted: OrderedDict[_Place, _Read] = OrderedDict()
         self._reading: dict[PageKey, tuple[_Place, _Read]] = {}
-        self._peeks: dict[int, tuple[Pages, int, PageKey]] = {}
-        self._sparse: dict[_Place, None] = {}
+        self._peeks: dict[int, tuple[Pages, int]] = {}
+        self._spare: dict[_Place, None] = {}
+        """Pages in memory that are in a file, too."""
+        self._sparse: dict[_Place, int] = {}
+        """Pages in files of which little is needed, and their bytes."""
+        self._sparse_bytes = 0
         self._repacking: set[_Place] = set()
         self._damaged: dict[_Place, str] = {}
         self._removed: list[PageKey] = []
@@ -183,7 +190,7 @@ class Pager:
         self._news: list[News] = []
         self._peeked: list[Peeked] = []
         self._write_at = 0.0
-        """Not before that; it is in the future after a failure only."""
+        """Not before that, after a failure; else 0."""
         self._read_at = 0.0
         self._sweep_at = 0.0
         self._ends_seen: dict[Pages, int] = {}
@@ -253,17 +260,26 @@ class Pager:
 
     def dropped(self, pages: Pages, page: Entry, first: int) -> None:
         self._forget((pages, first))
+        if pages in self._busy:
+            self._busy[pages].discard(first)
         if page.version:
             self._removed.append(PageKey(self._books[pages], first, page.version))
 
     def thinned(self, pages: Pages, first: int) -> None:
-        self._sparse[pages, first] = None
+        place = (pages, first)
+        page = pages.sealed(first)
+        assert page is not None
+        if place not in self._sparse and place not in self._damaged:
+            self._sparse[place] = page.bytes
+            self._sparse_bytes += page.bytes
 
     def want(self, pages: Pages, first: int) -> None:
         place = (pages, first)
-        if place not in self._wanted and place not in self._damaged:
-            if any(reading == place for reading, _ in self._reading.values()):
-                return
+        page = pages.sealed(first)
+        assert page is not None
+        if place in self._wanted or place in self._damaged:
+            return
+        if PageKey(self._books[pages], first, page.version) not in self._reading:
             self._wanted[place] = _Read()
 
     def closed(self, pages: Pages) -> None:
@@ -273,13 +289,14 @@ class Pager:
         self._busy.pop(pages, None)
         self._arrived.pop(pages, None)
         self._ends_seen.pop(pages, None)
-        for places in (self._wanted, self._sparse, self._damaged):
+        for places in (self._wanted, self._spare, self._sparse, self._repacking, self._damaged):
             for place in [place for place in places if place[0] is pages]:
                 self._forget(place)
 
     def _forget(self, place: _Place) -> None:
         self._wanted.pop(place, None)
-        self._sparse.pop(place, None)
+        self._spare.pop(place, None)
+        self._sparse_bytes -= self._sparse.pop(place, 0)
         self._damaged.pop(place, None)
         self._repacking.discard(place)
 
@@ -288,25 +305,32 @@ class Pager:
     def end_turn(self, now: float, room_bytes: int, jobs: list[Job]) -> None:
         """Ask the disk for what this turn made necessary. `room_bytes`: of all pages."""
         room = max(room_bytes, ROOM_BYTES_MIN)
+        if now >= self._write_at:
+            self._write_at = 0.0
+        if now >= self._read_at:
+            self._read_at = 0.0
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._sweep()
         if self.resident_bytes > room:
-            self._make_room(now, room, jobs)
+            self._make_room(room, jobs)
+        elif self.trouble is not None and not self._write_at and not self._writing:
+            self._probe(jobs)
+            self._write_at = now + RETRY_S
         if self._sparse:
             self._want_sparse()
-        if self._wanted and now >= self._read_at:
+        if self._wanted and not self._read_at:
             self._read(room, jobs)
-        jobs.extend(RemoveBook(book) for book in self._closed)
-        self._closed.clear()
         if self._removed:
             jobs.append(RemovePages(self._removed))
             self._removed = []
+        jobs.extend(RemoveBook(book) for book in self._closed)
+        self._closed.clear()
 
     def next_deadline(self) -> float | None:
         """When to call `end_turn` again, if nothing happens before."""
         deadlines = [self._sweep_at] if self._books else []
-        if self._write_at and self.trouble is not None:
+        if self._write_at:
             deadlines.append(self._write_at)
         if self._wanted and self._read_at:
             deadlines.append(self._read_at)
@@ -320,8 +344,13 @@ class Pager:
                 pages.seal()
             self._ends_seen[pages] = end
 
-    def _make_room(self, now: float, room: int, jobs: list[Job]) -> None:
-        resident = self.resident_bytes - sum(p.resident_bytes for _, p in self._writing.values())
+    def _make_room(self, room: int, jobs: list[Job]) -> None:
+        leaving = sum(
+            page.resident_bytes
+            for pages, page in self._writing.values()
+            if pages.sealed(page.first) is page  # Else it is counted no more.
+        )
+        resident = self.resident_bytes - leaving
         target = int(room * (1 - BELOW))
         if resident <= room:
             return  # What is being written will do.
@@ -338,8 +367,9 @@ class Pager:
             assert not isinstance(page, Away)
             if page.version:
                 resident -= page.resident_bytes
-                pages.let_go(first, page.version)
-            elif now < self._write_at or len(self._writing) >= WRITES_MAX:
+                self._let_go(pages, first, page.version)
+            elif self._write_at or len(self._writing) >= WRITES_MAX:
+                self._let_go_spare(resident - room - self._ahead * self._page_bytes)
                 break
             else:
                 assert isinstance(page, Page), "what was read has a file"
@@ -347,9 +377,35 @@ class Pager:
                 self._write(pages, page, jobs)
             self._push(farthest, pages)
 
-    def _farthest(self) -> list[tuple[int, int, int, Pages]]:
+    def _let_go(self, pages: Pages, first: int, version: int) -> None:
+        self._spare.pop((pages, first), None)
+        pages.let_go(first, version)
+
+    def _let_go_spare(self, excess_bytes: int) -> None:
+        """Nothing can be written now: so that memory does not fill with what was only read."""
+        if excess_bytes <= 0:
+            return
+        by_distance = [(-pages.distance(first), first, pages) for pages, first in self._spare]
+        for distance, first, pages in sorted(by_distance, key=lambda spare: spare[:2]):
+            if excess_bytes <= 0 or not distance:
+                return
+            page = pages.sealed(first)
+            assert page is not None
+            assert not isinstance(page, Away)
+            excess_bytes -= page.resident_bytes
+            self._let_go(pages, first, page.version)
+
+    def _probe(self, jobs: list[Job]) -> None:
+        """Write some page, to see whether the disk is well again."""
+        for _, _, first, pages in self._farthest():
+            page = pages.sealed(first)
+            if isinstance(page, Page) and not page.version:
+                self._write(pages, page, jobs)
+                return
+
+    def _farthest(self) -> list[_Victim]:
         """A heap: of each part the page in memory that is farthest from its cursors."""
-        heap: list[tuple[int, int, int, Pages]] = []
+        heap: list[_Victim] = []
         for pages in list(self._holding):
             if pages.count == 1:
                 del self._holding[pages]
@@ -358,16 +414,17 @@ class Pager:
         heapify(heap)
         return heap
 
-    def _push(self, heap: list[tuple[int, int, int, Pages]], pages: Pages) -> None:
+    def _push(self, heap: list[_Victim], pages: Pages) -> None:
         found = pages.farthest(self._busy.get(pages, _NOBODY))
         if found is not None:
             distance, first = found
-            heappush(heap, (-distance, id(pages), first, pages))
+            heappush(heap, (-distance, self._books[pages], first, pages))
 
     def _write(self, pages: Pages, page: Page, jobs: list[Job]) -> None:
         if page.sparse:
             page = self._repack(pages, page)
-        key = PageKey(self._books[pages], page.first, next(self._versions))
+        page.versions += 1
+        key = PageKey(self._books[pages], page.first, page.versions)
         self._writing[key] = (pages, page)
         self._busy.setdefault(pages, set()).add(page.first)
         jobs.append(WritePage(key, page.end, page.images()))
@@ -375,6 +432,7 @@ class Pager:
     def _repack(self, pages: Pages, page: Page | Loaded) -> Page:
         assert pages.reader is not None
         fresh = packed_anew(page, pages.reader.live)
+        self._spare.pop((pages, page.first), None)
         if page.version:
             self._removed.append(PageKey(self._books[pages], page.first, page.version))
         pages.put(page.first, fresh)
@@ -385,12 +443,10 @@ class Pager:
         full = self.trouble is not None and self.trouble.fault is Fault.FULL
         if len(self._repacking) >= 1:
             return
-        if not full:
-            sparse = sum(page.bytes for page in map(_entry, self._sparse) if page is not None)
-            if sparse < max(SPARSE_BYTES_MIN, self.disk_bytes // 2):
-                return
+        if not full and self._sparse_bytes < max(SPARSE_BYTES_MIN, self.disk_bytes // 2):
+            return
         place = next(iter(self._sparse))
-        del self._sparse[place]
+        self._sparse_bytes -= self._sparse.pop(place)
         if isinstance(_entry(place), Away):
             self._repacking.add(place)
             self.want(*place)
@@ -428,7 +484,7 @@ class Pager:
             return Peeked(0, None)  # What was split off a damaged page has no file.
         token = next(self._tokens)
         key = PageKey(self._books[pages], first, page.version)
-        self._peeks[token] = (pages, offset, key)
+        self._peeks[token] = (pages, offset)
         jobs.append(ReadBlock(key, offset, token))
         return token
 
@@ -451,7 +507,7 @@ class Pager:
                 place, _ = self._reading.pop(done.key)
                 self._was_read(place, done)
             case BlockRead():
-                _, offset, _ = self._peeks.pop(done.token)
+                _, offset = self._peeks.pop(done.token)
                 self._peeked.append(Peeked(done.token, done.block.find(offset), done.block))
             case JobFailed():
                 self._failed(done, now)
@@ -462,6 +518,7 @@ class Pager:
         pages, page = self._writing.pop(done.key)
         if self.trouble is not None:
             self.trouble = None
+            self._write_at = 0.0
             self._news.append(DiskRecovered())
         busy = self._busy.get(pages)
         if busy is None:
@@ -469,8 +526,9 @@ class Pager:
         busy.discard(page.first)
         if pages.sealed(page.first) is page:
             page.version = done.key.version
+            self._spare[pages, page.first] = None
             if pages.distance(page.first) > self._ahead:
-                pages.let_go(page.first, page.version)
+                self._let_go(pages, page.first, page.version)
         else:
             self._removed.append(done.key)
 
@@ -482,6 +540,8 @@ class Pager:
         if page.end != done.image.end:
             return  # It was split, since it seemed to be damaged.
         pages.take_in(first, done.image)
+        self._damaged.pop(place, None)
+        self._spare[place] = None
         self._holding[pages] = None
         self._arrived[pages] = None
         if place in self._repacking:
@@ -493,8 +553,8 @@ class Pager:
     def _failed(self, failed: JobFailed, now: float) -> None:
         match failed.job:
             case WritePage(key=key):
-                pages, page = self._writing.pop(key)
-                self._busy.get(pages, set()).discard(page.first)
+                pages, _ = self._writing.pop(key)
+                self._busy.get(pages, set()).discard(key.first)
                 self._write_at = now + RETRY_S
                 if self.trouble is None:
                     self._news.append(DiskTrouble(failed.fault, failed.sentence))
@@ -502,28 +562,36 @@ class Pager:
             case ReadPage(key=key):
                 place, read = self._reading.pop(key)
                 read.tries += 1
+                page = _entry(place)
+                if not isinstance(page, Away) or page.version != key.version:
+                    return  # It was needed no more.
+                if place in self._damaged:
+                    return  # Found so by another reader.
                 self._repacking.discard(place)
-                if not isinstance(_entry(place), Away) or place[0] not in self._books:
-                    return
                 if failed.fault is Fault.BROKEN and read.tries < READ_TRIES:
                     self._read_at = now + RETRY_S
                     self._wanted[place] = read
                 else:
                     self._damage(place, failed.sentence)
             case ReadBlock(key=key, token=token):
-                pages, offset, _ = self._peeks.pop(token)
+                pages, _ = self._peeks.pop(token)
                 self._peeked.append(Peeked(token, None))
-                if failed.fault is not Fault.BROKEN and pages in self._books:
-                    found = pages.page_with(offset)
-                    if found is not None and found[1].version == key.version:
-                        self._damage((pages, found[0]), failed.sentence)
+                page = _entry((pages, key.first))
+                if failed.fault is Fault.BROKEN or page is None or page.version != key.version:
+                    return
+                if isinstance(page, Away):
+                    self._damage((pages, key.first), failed.sentence)
+                else:
+                    self._repack(pages, page)  # While it is in memory.
             case _:
                 assert_never(failed.job)
 
     def _damage(self, place: _Place, sentence: str) -> None:
         page = _entry(place)
-        if place in self._damaged or page is None:
+        assert page is not None
+        if place in self._damaged:
             return
+        self._forget(place)
         self._damaged[place] = sentence
         book = self._books[place[0]]
         self._news.append(PageDamaged(book, place[1], page.end, sentence))
@@ -582,17 +650,30 @@ class Pager:
             assert tally.resident_bytes == sum(pages.resident_bytes for pages in mine)
         busy = {pages: firsts for pages, firsts in self._busy.items() if firsts}
         writing: dict[Pages, set[int]] = {}
-        for pages, page in self._writing.values():
-            if pages in self._books:
-                writing.setdefault(pages, set()).add(page.first)
+        for pages, written in self._writing.values():
+            if pages.sealed(written.first) is written:
+                writing.setdefault(pages, set()).add(written.first)
         assert busy == writing
         assert len(self._writing) <= WRITES_MAX
         assert len(self._reading) <= READS_MAX
-        for place in (*self._wanted, *self._damaged, *self._sparse):
+        for place in (*self._wanted, *self._damaged, *self._sparse, *self._repacking):
             assert place[0] in self._books
             assert _entry(place) is not None, "a page that is needed no more"
+        assert self._sparse_bytes == sum(self._sparse.values())
+        for place in self._damaged:
+            assert isinstance(_entry(place), Away), "damaged, but in memory"
+            assert place not in self._wanted
+        for pages in self._books:
+            for first in pages.firsts():
+                page = pages.sealed(first)
+                spare = page is not None and not isinstance(page, Away) and page.version > 0
+                assert spare == ((pages, first) in self._spare)
         for pages in self._books:
             assert pages.count == 1 + pages.away or pages in self._holding
+            for run in pages.lost:
+                lost = pages.page_with(run.first)
+                assert lost is not None, "lost, but in memory"
+                assert (pages, lost[0]) in self._damaged, "lost, but not damaged"
 
 
 _NOBODY: Final[frozenset[int]] = frozenset()

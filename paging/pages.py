@@ -30,7 +30,7 @@ from typing import Final, Protocol
 
 from sortedcontainers import SortedDict, SortedList
 
-from paging.page import Away, Loaded, Page
+from paging.page import Away, Loaded, Page, away
 from paging.pagefile import PageImage
 from paging.ranges import Range, Ranges
 from tanist.wire.batch import Batch
@@ -393,6 +393,10 @@ class Pages:
         """The sealed page that begins there, if it is still needed."""
         return self._sealed.get(first)
 
+    def firsts(self) -> Iterator[int]:
+        """Where the sealed pages begin."""
+        return iter(self._sealed)
+
     def page_with(self, offset: int) -> tuple[int, Entry] | None:
         """The sealed page with this message, and where it begins. None: it is in the tail."""
         if offset >= self._tail.first:
@@ -410,24 +414,23 @@ class Pages:
 
         Distances are counted in pages. None of `busy` is named. `O(log pages + busy)`.
         """
-        resident = self._resident
-        if len(resident) <= len(busy):
-            return None
         found = [(self.distance(at), at) for at in self._candidates(busy)]
         return max(found, default=None)
 
     def _candidates(self, busy: frozenset[int] | set[int]) -> Iterator[int]:
-        """From both ends, and from the middle between the two cursors."""
+        """The first from both ends, and from the middle between the two cursors to both sides.
+
+        No other can be farther: from each of these places the distances only fall.
+        """
         resident = self._resident
-        for walk in (reversed(resident), iter(resident)):
+        walks = [reversed(resident), iter(resident)]
+        ranks = [self._rank(at) for at in self._cursors()]
+        if len(ranks) == 2 and resident:
+            middle = self._sealed.keys()[min(sum(ranks) // 2, len(self._sealed) - 1)]
+            walks.append(resident.irange(None, middle, reverse=True))
+            walks.append(resident.irange(middle, None, (False, True)))
+        for walk in walks:
             found = next((at for at in walk if at not in busy), None)
-            if found is not None:
-                yield found
-        cursors = self._cursors()
-        if len(cursors) == 2:
-            middle = (cursors[0] + cursors[1]) // 2
-            near = resident.irange(None, middle, reverse=True)
-            found = next((at for at in near if at not in busy), None)
             if found is not None:
                 yield found
 
@@ -436,17 +439,21 @@ class Pages:
         page = self._sealed[first]
         assert not isinstance(page, Away)
         self._resident.remove(first)
-        self._sealed[first] = Away(page.end, page.live, page.bytes, version)
+        left = self._sealed[first] = away(page, version)
         self.tally.resident_bytes -= page.resident_bytes
         self.tally.disk_bytes += page.bytes
         self._recent = None
+        if left.sparse(first):
+            self._keeper.thinned(self, first)
 
     def take_in(self, first: int, image: PageImage) -> None:
         """A page that was away has been read."""
-        away = self._sealed[first]
-        assert isinstance(away, Away)
-        page = Loaded(image, live=away.live, bytes_=away.bytes, version=away.version)
-        assert (page.first, page.end) == (first, away.end)
+        left = self._sealed[first]
+        assert isinstance(left, Away)
+        page = Loaded(image, left)
+        assert (page.first, page.end) == (first, left.end)
+        if self.lost:
+            self.lost.discard(Range(first, page.end))
         self._sealed[first] = page
         self._resident.add(first)
         self.tally.disk_bytes -= page.bytes
@@ -479,6 +486,7 @@ class Pages:
             self.tally.disk_bytes -= old.bytes
         else:
             self.tally.resident_bytes -= old.resident_bytes
+        page.versions = old.versions if isinstance(old, Page) else old.version
         self._sealed[first] = page
         freed = old.bytes - page.bytes
         self.bytes -= freed
@@ -519,4 +527,6 @@ class Pages:
         return [at for at in found if at is not None] or [self.end]
 
     def _rank(self, offset: int) -> int:
+        if offset >= self._tail.first:
+            return len(self._sealed)
         return max(0, self._sealed.bisect_right(offset) - 1)

@@ -211,7 +211,6 @@ class Batch:
         columns = cut_columns(whole, self.count, first, count)
         return Cut(base, len(columns), end - base, (table, columns, bodies))
 
-
     def slice(self, first: int, count: int) -> bytes:
         """The run of `count` messages from index `first`, as a batch of its own. `O(count)`."""
         cut = self.cut(first, count)
