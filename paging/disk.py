@@ -17,8 +17,8 @@ from paging.pagefile import Block, BlockImage, Book, PageImage, PageKey
 WRITES_MAX: Final = 16
 """Pages asked to be written and not answered yet. Who asks counts them: more is a bug."""
 
-READS_MAX: Final = 64
-"""Pages and blocks asked for and not answered yet."""
+READS_MAX: Final = 16
+"""Pages and blocks asked for and not answered yet: the same."""
 
 
 class Fault(StrEnum):

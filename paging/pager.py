@@ -49,6 +49,8 @@ from typing import Final, NamedTuple, assert_never
 import msgspec
 
 from paging.disk import (
+    READS_MAX as READS_MAX,
+    WRITES_MAX as WRITES_MAX,
     BlockRead,
     Done,
     Fault,
@@ -70,10 +72,6 @@ from tanist.wire.batch import Batch
 
 AHEAD_BYTES: Final = 8 << 20
 """Wanted in memory from a cursor on, per part."""
-WRITES_MAX: Final = 16
-"""Pages that are being written at once."""
-READS_MAX: Final = 16
-"""Pages, and blocks of them, that are being read at once."""
 ROOM_BYTES_MIN: Final = 8 << 20
 """Pages may always take up so much, whatever else the budget is spent on."""
 BELOW: Final = 1 / 16
@@ -128,9 +126,8 @@ class Counts(msgspec.Struct, frozen=True):
     """Derived when they are asked for."""
 
     pages: int
-    """Sealed ones, and tails that are not empty."""
+    """Sealed ones, and the open one of each part."""
     pages_away: int
-    tails_bytes: int
     writing: int
     reading: int
     wanted: int
@@ -246,7 +243,6 @@ class Pager:
         return Counts(
             pages=sum(pages.count for pages in self._books),
             pages_away=sum(pages.away for pages in self._books),
-            tails_bytes=sum(pages.tail_bytes for pages in self._books),
             writing=len(self._writing),
             reading=len(self._reading) + len(self._peeks),
             wanted=len(self._wanted),
