@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import msgspec
@@ -36,6 +37,9 @@ import msgspec
 from paging.pagefile import BlockImage, PageImage
 from paging.ranges import Range, Ranges
 from tanist.wire.batch import Batch
+
+Piece = tuple[Batch, int, int]
+"""Messages of one batch: the batch, the index of the first of them, how many."""
 
 SMALL_BYTES: Final = 8 << 10
 """A batch below this shares a block. Above it, objects of its own are 3 % of it at most."""
@@ -353,18 +357,24 @@ class Source(Protocol):
         """The batch with a message that is needed, and the batch's first offset."""
 
 
+def pieces(find: Callable[[int], tuple[Batch, int]], run: Range) -> Iterator[Piece]:
+    """The messages of a run, batch by batch, from where each is found by its offset."""
+    offset, end = run
+    while offset < end:
+        batch, first = find(offset)
+        index = offset - first
+        count = min(batch.count - index, end - offset)
+        yield batch, index, count
+        offset += count
+
+
 def packed_anew(page: Source, live: Ranges) -> Page:
     """The messages of a page that are left, without the room of those that are not."""
     fresh = Page(page.first)
     for run in live.within(Range(page.first, page.end)):
-        offset = run.first
-        while offset < run.end:
-            batch, first = page.find(offset)
-            index = offset - first
-            count = min(batch.count - index, run.end - offset)
-            fresh.skip(offset)
+        fresh.skip(run.first)
+        for batch, index, count in pieces(page.find, run):
             fresh.append(Batch.trusted(batch.slice(index, count)))
-            offset += count
     fresh.seal()
     fresh.skip(page.end)
     return fresh

@@ -30,16 +30,13 @@ from typing import Final, Protocol
 
 from sortedcontainers import SortedDict, SortedList
 
-from paging.page import Away, Loaded, Page, away
+from paging.page import Away, Loaded, Page, Piece, away, pieces
 from paging.pagefile import PageImage
 from paging.ranges import Range, Ranges
 from tanist.wire.batch import Batch
 
 PAGE_BYTES: Final = 1 << 20
 """Batches a page takes in before it is sealed. One block may go beyond it."""
-
-Piece = tuple[Batch, int, int]
-"""Messages of one batch: the batch, the index of the first of them, how many."""
 
 Entry = Page | Loaded | Away
 
@@ -362,13 +359,7 @@ class Pages:
 
     def pieces(self, run: Range) -> Iterator[Piece]:
         """The messages of a run, batch by batch. None of them may have been dropped."""
-        offset, end = run
-        while offset < end:
-            batch, first = self.batch_at(offset)
-            index = offset - first
-            count = min(batch.count - index, end - offset)
-            yield batch, index, count
-            offset += count
+        return pieces(self.batch_at, run)
 
     def fitting(self, run: Range, bytes_max: int) -> Range:
         """The beginning of a run that has at most `bytes_max` bytes of bodies.

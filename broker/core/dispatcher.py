@@ -44,7 +44,7 @@ import msgspec
 
 from broker.core.ops import Attach, Deliver, PostOfficeOp
 from broker.core.post_office import Holder, PostOffice
-from paging.pages import Piece
+from paging.page import Piece
 from paging.part import Part
 
 RUN_MESSAGES_MAX: Final = 64

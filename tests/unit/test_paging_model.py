@@ -28,10 +28,10 @@ from hypothesis.stateful import (
 
 from paging import page as page_module, pager as pager_module
 from paging.disk import Done, Fault, Job
-from paging.page import Away, Page
+from paging.page import Away, Page, Piece
 from paging.pagefile import PageKey
 from paging.pager import DiskRecovered, DiskTrouble, PageDamaged, Pager
-from paging.pages import Pages, Piece
+from paging.pages import Pages
 from paging.part import Part
 from paging.ranges import Range
 from tanist.wire.batch import Batch, seal
