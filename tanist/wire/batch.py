@@ -214,16 +214,8 @@ class Batch:
     def slice(self, first: int, count: int) -> bytes:
         """The run of `count` messages from index `first`, as a batch of its own. `O(count)`."""
         cut = self.cut(first, count)
-        header = HEADER.pack(
-            MAGIC,
-            VERSION,
-            self.flags,
-            count,
-            self.first_n + first,
-            self.time_ms,
-            cut.columns_len,
-            cut.bodies_len,
-        )
+        first_n = self.first_n + first
+        header = _header(self.flags, count, first_n, self.time_ms, cut.columns_len, cut.bodies_len)
         if not cut.base:
             return b"".join((header, *cut.parts))
         ends = array("I", (end - cut.base for end in u32s(bytes(cut.parts[0]))))
@@ -255,26 +247,23 @@ def seal(
     bodies_len = ends[-1]
     if columns:
         flags |= HAS_COLUMNS
-    header = HEADER.pack(
-        MAGIC, VERSION, flags, len(bodies), first_n, time_ms, len(columns), bodies_len
-    )
+    header = _header(flags, len(bodies), first_n, time_ms, len(columns), bodies_len)
     return b"".join((header, to_bytes(ends), columns, *bodies))
 
 
 def resealed(batch: Batch, *, first_n: int, in_doubt: bool) -> bytes:
     """The same messages under new numbers, for another life of the stream or after a refusal."""
     flags = batch.flags & ~IN_DOUBT | (IN_DOUBT if in_doubt else 0)
-    header = HEADER.pack(
-        MAGIC,
-        VERSION,
-        flags,
-        batch.count,
-        first_n,
-        batch.time_ms,
-        batch.columns_len,
-        batch.bodies_len,
+    header = _header(
+        flags, batch.count, first_n, batch.time_ms, batch.columns_len, batch.bodies_len
     )
     return header + batch.data[batch.table_at : batch.start + batch.size]
+
+
+def _header(
+    flags: int, count: int, first_n: int, time_ms: int, columns_len: int, bodies_len: int
+) -> bytes:
+    return HEADER.pack(MAGIC, VERSION, flags, count, first_n, time_ms, columns_len, bodies_len)
 
 
 def _bad(what: str, value: object) -> RemoteProtocolError:
