@@ -163,8 +163,7 @@ class Node:
         self._mending.end_turn(now, outbox)
         self.storeroom.hand_over(self.desks)
         self.desks.end_turn(now, outbox)
-        self.storeroom.end_turn(now, self.desks.used_bytes(), outbox)
-        for damaged in self.storeroom.take_damaged():
+        for damaged in self.storeroom.end_turn(now, self.desks.used_bytes(), outbox):
             self._mending.damaged(damaged, now)
         self._member(lambda peers: self.member.end_turn(now, peers), now, outbox)
 

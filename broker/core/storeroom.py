@@ -27,7 +27,6 @@ class Storeroom:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.pager = Pager(page_bytes=limits.page_bytes, ahead_bytes=limits.read_ahead_bytes)
-        self._damaged: list[PageDamaged] = []
 
     def new_office(self, sid: int, gen: int) -> PostOffice:
         """A copy of a post office without content."""
@@ -44,14 +43,18 @@ class Storeroom:
             if desk is not None and desk.office.shelf.copy == book.copy:
                 desk.pages_arrived(book.part)
 
-    def end_turn(self, now: float, used_bytes: int, outbox: list[Effect]) -> None:
-        """Have pages written and read. `used_bytes`: of the whole budget, pages included."""
+    def end_turn(self, now: float, used_bytes: int, outbox: list[Effect]) -> list[PageDamaged]:
+        """Have pages written and read. Returns those that were found to be unreadable.
+
+        `used_bytes`: of the whole budget, pages included.
+        """
         others = used_bytes - self.pager.resident_bytes
         room = int(PAGES_SHARE * self._limits.budget_bytes) - others
         jobs: list[Job] = []
         self.pager.end_turn(now, room, jobs)
         if jobs:
             outbox.append(DiskJobs(jobs))
+        damaged: list[PageDamaged] = []
         for news in self.pager.take_news():
             match news:
                 case DiskTrouble():
@@ -60,12 +63,8 @@ class Storeroom:
                 case DiskRecovered():
                     outbox.append(Log(Level.INFO, "pages can be written again", {}))
                 case PageDamaged():
-                    self._damaged.append(news)
+                    damaged.append(news)
                     outbox.append(Log(Level.ERROR, "a page cannot be read", {"why": news.sentence}))
-
-    def take_damaged(self) -> list[PageDamaged]:
-        """The pages that were found to be unreadable."""
-        damaged, self._damaged = self._damaged, []
         return damaged
 
     def sweep(self, member: Member) -> None:
