@@ -30,7 +30,7 @@ Rules
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
@@ -41,7 +41,7 @@ from broker.core.handout import Settle
 from broker.core.ops import Ack, Detach, PostOfficeOp, Requeue
 from broker.core.post_office import Holder, PostOffice
 from paging.part import Answer
-from paging.ranges import Range
+from paging.ranges import Range, Ranges
 from replication.core.stream import Stream
 from tanist.errors import RemoteProtocolError
 from tanist.wire import hot
@@ -181,13 +181,13 @@ class Holdings:
             already,
             not_yours,
         )
-        held: dict[int, list[Range]] = {}
+        held: defaultdict[int, Ranges] = defaultdict(Ranges)
         for number, first, count in holds:
-            held.setdefault(number, []).append(Range(first, first + count))
+            held[number].merge(Range(first, first + count))
         unknown = [
-            (number, piece.first, piece.end - piece.first)
+            (number, piece.first, piece.size)
             for number, run in self._office.in_flight_of(part, channel.holder)
-            for piece in _without(run, held.get(number, []))
+            for piece in held[number].gaps(run)
         ]
         if unknown:
             self._requeue(part, unknown, flagged=True, failed=False)
@@ -251,19 +251,3 @@ class Holdings:
         for answer in answers:
             already += [(run.first, run.end - run.first) for run in answer.already_done]
             not_yours += [(run.first, run.end - run.first) for run in answer.not_yours]
-
-
-def _without(run: Range, taken: list[Range]) -> list[Range]:
-    """The pieces of `run` that are in none of `taken`."""
-    pieces = [run]
-    for cut in taken:
-        pieces = [
-            piece
-            for whole in pieces
-            for piece in (
-                Range(whole.first, min(whole.end, cut.first)),
-                Range(max(whole.first, cut.end), whole.end),
-            )
-            if piece.first < piece.end
-        ]
-    return pieces
