@@ -12,7 +12,7 @@ import click
 import tanist
 from broker.commands.connection import url_option, with_client
 from broker.commands.survey import Document, ask_all, put_together
-from broker.commands.terminal import fail, json_option, show, wants_json
+from broker.commands.terminal import fail, json_option, must_confirm, show
 
 
 @click.command("declare-lost")
@@ -37,9 +37,7 @@ def declare_lost(stream: str, yes: bool, url: str) -> None:
             code=4,
         )
     if not yes:
-        if wants_json():
-            raise fail("a program must say --yes: nobody can be asked", code=2)
-        click.confirm(f"{_consequences(document, sid)}\nDeclare it lost?", abort=True, err=True)
+        must_confirm(f"{_consequences(document, sid)}\nDeclare it lost?")
 
     async def work(client: tanist.Client) -> None:
         await client.declare_lost(int(sid), entry["gen"])

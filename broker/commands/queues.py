@@ -11,7 +11,15 @@ from rich.table import Table
 
 import tanist
 from broker.commands.connection import url_option, with_client
-from broker.commands.terminal import console, fail, json_option, say, show, wants_json
+from broker.commands.terminal import (
+    console,
+    fail,
+    json_option,
+    must_confirm,
+    say,
+    show,
+    wants_json,
+)
 from tanist.wire.control import PartStat, check_queue_name
 
 ASKED_AT_ONCE: Final = 100
@@ -150,10 +158,7 @@ def skip_lost(name: str, yes: bool, url: str) -> None:
     """
     lost = with_client(url, lambda client: client.stat(name)).lost
     if lost and not yes:
-        if wants_json():
-            raise fail("a program must say --yes: nobody can be asked", code=2)
-        question = f"{lost:,} messages of {name} cannot be read on any node. Give them up?"
-        click.confirm(question, abort=True, err=True)
+        must_confirm(f"{lost:,} messages of {name} cannot be read on any node. Give them up?")
     skipped = with_client(url, lambda client: client.skip_lost(name)) if lost else 0
     show(
         {"queue": name, "skipped": skipped},

@@ -59,6 +59,13 @@ def fail(sentence: str, *, code: int) -> click.exceptions.Exit:
     return click.exceptions.Exit(code)
 
 
+def must_confirm(question: str) -> None:
+    """Ask before what cannot be undone. Who does not want to be asked says `--yes`."""
+    if wants_json():
+        raise fail("a program must say --yes: nobody can be asked", code=2)
+    click.confirm(question, abort=True, err=True)
+
+
 def console() -> Console:
     """For tables and progress. Without a terminal, rich writes plain text."""
     return Console(highlight=False)
