@@ -20,9 +20,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Held per partial queue, in memory and in page files. Above it its producers get no credit,
     or REFUSED full."""
 
-    queue_resident_bytes_max: AtLeastOne = 1 << 40
-    """Of that in memory: what is beyond it is written to page files, even if memory is left."""
-
     page_bytes: Annotated[int, msgspec.Meta(ge=64 << 10, le=64 << 20)] = 1 << 20
     """Of one page: so much is collected before it is written, and read at once."""
 
