@@ -26,7 +26,9 @@ Rules
 2. First stop giving receipts, then touch the log.
 3. What comes by the group is vouched for by nobody, so it raises no epoch; it is a reason to
    look at the map.
-4. What is not of this cluster, gen and epoch is dropped without an answer.
+4. Whoever claims an epoch that the map shows as another one's is not believed. A claim that the
+   map does not show yet is: else nobody could be followed before the register answers.
+5. What is not of this cluster, gen and epoch is dropped without an answer.
 """
 
 from __future__ import annotations
@@ -334,6 +336,7 @@ class Stream(Generic[OpT, ResultT]):
             return
         if entry.epoch > self.epoch_seen:
             self._see(entry.gen, entry.epoch, outbox)
+        self._doubt(entry, outbox)
         if self._owner is not None:
             self._owner.map_changed(value, now, outbox)
         elif entry.owner == self._me:
@@ -353,6 +356,20 @@ class Stream(Generic[OpT, ResultT]):
             if self.gen:
                 outbox.append(Lost(self.sid, gen))
             self._following.begin_anew(gen)
+
+    def _doubt(self, entry: StreamEntry, outbox: list[Effect]) -> None:
+        """Whoever was followed before the map showed the epoch must be the owner in it."""
+        shadow = self._following.shadow
+        if shadow is not None and shadow.owner != entry.owner:
+            self._distrust(shadow.owner, entry, outbox)
+            self._following.stop()
+
+    def _distrust(self, member: Incarnation, entry: StreamEntry, outbox: list[Effect]) -> None:
+        sentence = (
+            f"{member} says that it owns stream {self.sid} in epoch {entry.epoch},"
+            f" which is {entry.owner}'s"
+        )
+        outbox.append(Distrust(self.sid, member, sentence))
 
     # Promotion
 
@@ -419,7 +436,7 @@ class Stream(Generic[OpT, ResultT]):
         if message.epoch > self.epoch_seen:
             outbox.append(Behind(self.sid, message.epoch))
             if not isinstance(message, NewEpoch | Invite | Segments | Tick):
-                return  # No owner's word.
+                return  # It cannot be true, and nothing rests on it: see docs/decisions/0010.
             self._see(message.gen, message.epoch, outbox)
         if message.gen != self.gen:
             self.counts["of another epoch"] += 1
@@ -428,9 +445,9 @@ class Stream(Generic[OpT, ResultT]):
             case Segments() | Tick():
                 self._from_owner(member, message, now, outbox)
             case NewEpoch() | Invite():
-                if self._owner is not None:
-                    sentence = f"{member} says that it owns stream {self.sid}, which is mine"
-                    outbox.append(Distrust(self.sid, member, sentence))
+                entry = self._entry
+                if entry is not None and entry.epoch == message.epoch and entry.owner != member:
+                    self._distrust(member, entry, outbox)
                 elif isinstance(message, Invite):
                     self._following.offer(member, self.epoch_seen, "", outbox)
                 else:

@@ -1,8 +1,18 @@
 from __future__ import annotations
 
-from replication.core.messages import Aligned, Join, NewEpoch, Receipt
+from replication.core.history import Entry
+from replication.core.messages import Aligned, Invite, Join, NewEpoch, Receipt
 from replication.core.stream import Role, StreamLimits
-from replication.core.stream_events import Distrust, Fatal, FromPeer, Joined, Lost, Note, Promoted
+from replication.core.stream_events import (
+    Distrust,
+    Fatal,
+    FromPeer,
+    Joined,
+    Lost,
+    MapChanged,
+    Note,
+    Promoted,
+)
 from tests.unit.stream_setup import (
     CLUSTER8,
     SID,
@@ -291,6 +301,48 @@ def test_a_second_owner_of_one_epoch_is_not_believed() -> None:
     cluster.append(A, b"one")
     cluster.run(0.2)
     assert cluster.lines(B) == [b"one"]
+
+
+def test_who_the_map_does_not_show_as_the_owner_is_not_followed_even_by_a_copy_without_one() -> (
+    None
+):
+    # Given a copy that follows nobody yet, and a map that shows A as the owner
+    cluster = Cluster(a_map(A, B, C), B)
+
+    # When C greets it, and invites it, in the same epoch
+    owner = a_stream(A)
+    owner.handle(MapChanged(a_map(A, B, C), 1), 1.0, [])
+    history = owner.copy.history
+    cluster.give(B, FromPeer(C, NewEpoch(CLUSTER8, SID, 1, 1, C.inc, history, 1, 0, 1)))
+    cluster.give(B, FromPeer(C, Invite(CLUSTER8, SID, 1, 1, C.inc)))
+    cluster.carry()
+
+    # Then it is neither followed nor told what is here
+    assert cluster[B].epoch == 0
+    assert [m for who, _, m in cluster.sent if who == B] == []
+    assert [e.member for e in cluster.said_by(B, Distrust) if isinstance(e, Distrust)] == [C, C]
+
+
+def test_who_was_followed_before_the_map_showed_the_epoch_is_left_if_it_is_anothers() -> None:
+    # Given a copy that was greeted in epoch 2 by C, before it learned of that epoch
+    cluster = Cluster(a_map(A, B, C), A, B, C)
+    cluster.run(0.2)
+    history = (*cluster[A].copy.history, Entry(2, 1, 0))
+    cluster.deaf.update((A, C))
+    cluster.give(B, FromPeer(C, NewEpoch(CLUSTER8, SID, 1, 2, C.inc, history, 1, 0, 1)))
+    followed = cluster[B].epoch
+
+    # When the map shows that epoch, and that it is A's again
+    cluster.deaf.remove(A)
+    cluster.learn(moved(cluster.value, A, (A, B)))
+    cluster.append(A, b"one")
+    cluster.run(0.3)
+
+    # Then C is not followed any more, and A is, and is not taken for the one that lied
+    assert followed == 2
+    assert [e.member for e in cluster.said_by(B, Distrust) if isinstance(e, Distrust)] == [C]
+    assert cluster.lines(B) == [b"one"]
+    check_all(cluster)
 
 
 def test_a_history_that_no_owner_can_have_is_not_followed() -> None:

@@ -6,6 +6,8 @@ from msgspec.structs import replace
 from replication.core.changes import Shrink, ShrinkWhy
 from replication.core.identity import Incarnation
 from replication.core.messages import (
+    Aligned,
+    Join,
     Nak,
     NewEpoch,
     Receipt,
@@ -319,6 +321,33 @@ def test_a_higher_epoch_by_the_group_is_a_reason_to_look_at_the_map_and_no_more(
 
     assert isinstance(follower.outbox[0], Behind)
     assert follower.stream.log_end == 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Receipt(CLUSTER8, SID, 1, 1 << 30, A.inc, 1, 0, 0, 0, 0),
+        Nak(CLUSTER8, SID, 1, 1 << 30, A.inc, 1, 1),
+        Join(CLUSTER8, SID, 1, 1 << 30, A.inc, (), 1, 0, ""),
+        Aligned(CLUSTER8, SID, 1, 1 << 30, A.inc, 0, 0),
+        Void(CLUSTER8, SID, 1, 1 << 30, A.inc),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_no_owner_says_is_a_reason_to_look_at_the_map_and_no_more(
+    message: Receipt | Nak | Join | Aligned | Void,
+) -> None:
+    # Given that such a word, of a higher epoch, cannot be true
+    follower = Follower()
+    (one,) = segments(b"one")
+
+    # When it comes over a link
+    follower.stream.handle(FromPeer(A, message), follower.now, follower.outbox)
+    follower.hear(one)
+
+    # Then the map will tell, and until then this copy goes on
+    assert isinstance(follower.outbox[0], Behind)
+    assert follower.receipts() == [1]
 
 
 def test_no_receipt_is_given_once_a_higher_epoch_was_seen() -> None:
