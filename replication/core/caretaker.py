@@ -5,14 +5,26 @@ node that is up takes care, and if it does not, the next one a second later, and
 opinion about who is down, and the declaration that a stream is lost, are proposed once
 rather than by everybody. A dead owner is also set down by whoever takes over from it, so
 the first one waits for a second with that: its proposal would disturb the takeover.
+
+That a copy is void only its own node knows. It tells the owner; when that is gone it lets go of
+the copy itself, so that what is left of the stream may be declared lost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from replication.core.changes import Create, DeclareLost, Function, NodeUp, SetDown, SetUp
+from replication.core.changes import (
+    Create,
+    DeclareLost,
+    Disown,
+    Function,
+    NodeUp,
+    SetDown,
+    SetUp,
+)
 from replication.core.clustermap import (
     CATALOG_SID,
     ClusterMap,
@@ -65,12 +77,17 @@ class Caretaker:
             return None
         return incarnation(value, self._me.node) if self.entered else None
 
-    def wake(self, value: ClusterMap, links: Links, now: float) -> list[Function]:
-        """What to propose now. At most one round of proposals in a second."""
+    def wake(
+        self, value: ClusterMap, links: Links, void: Callable[[int], bool], now: float
+    ) -> list[Function]:
+        """What to propose now. At most one round of proposals in a second.
+
+        `void` says of which streams this node's copy is void.
+        """
         self.learned(value)
         if now < self._again_at:
             return []
-        functions = self._enter(value) if not self.entered else self._care(value, links, now)
+        functions = self._enter(value) if not self.entered else self._care(value, links, void, now)
         if functions:
             self._again_at = now + TURN_S
         return functions
@@ -91,7 +108,9 @@ class Caretaker:
             functions.append(Create(home=None, me=self._me))
         return functions
 
-    def _care(self, value: ClusterMap, links: Links, now: float) -> list[Function]:
+    def _care(
+        self, value: ClusterMap, links: Links, void: Callable[[int], bool], now: float
+    ) -> list[Function]:
         functions: list[Function] = []
         if value.nodes[self._me.node].state is NodeState.DOWN:
             return [SetUp(who=self._me)]
@@ -112,6 +131,13 @@ class Caretaker:
                     functions.append(SetDown(who=who))
         for sid, stream in sorted(value.streams.items()):
             holders = (*stream.isr, *stream.shed)
+            if (
+                self._me in holders
+                and stream.owner != self._me
+                and not is_live(value, stream.owner)
+                and void(sid)
+            ):
+                functions.append(Disown(sid=sid, epoch=stream.epoch, me=self._me))
             if not all(superseded(value, m) for m in holders) or not all(
                 value.nodes[m.node].state is NodeState.UP for m in stream.isr
             ):

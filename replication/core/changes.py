@@ -8,7 +8,8 @@ epoch, owner and in-sync set it reckons, and changes nothing if it finds others.
 whole defence against late, repeated and overtaken changes: **the guards are the safety**.
 
 While an epoch lasts only its owner changes the in-sync set, since only the owner knows whose
-receipts it waits for. There is one exception: `NodeUp` removes lives that are over.
+receipts it waits for. There are two exceptions: `NodeUp` removes lives that
+are over, and `Disown` a void copy whose owner is gone: neither confirms anything any more.
 
 Rules
 -----
@@ -353,6 +354,43 @@ class SetCopies(_Change, frozen=True, kw_only=True):
         return _with_stream(value, self.sid, replace(stream, min_copies=self.min_copies))
 
 
+class Disown(_Change, frozen=True, kw_only=True):
+    """The holder of a void copy says so, since the owner that would let it go is gone.
+
+    Else a copy that nobody may elect would keep the stream from being declared lost.
+    """
+
+    sid: int
+    epoch: int
+    me: Incarnation
+
+    def _refusal(self, value: ClusterMap) -> str | None:
+        stream = value.streams.get(self.sid)
+        if stream is None:
+            return f"there is no stream {self.sid}"
+        if stream.epoch != self.epoch:
+            return f"stream {self.sid} is in epoch {stream.epoch}, not {self.epoch}"
+        if self.me == stream.owner:
+            return f"{self.me} owns stream {self.sid} and cannot leave it"
+        if is_live(value, stream.owner):
+            return f"{stream.owner} owns stream {self.sid} and counts as up"
+        if self.me not in (*stream.isr, *stream.shed):
+            return f"{self.me} does not count as a holder of stream {self.sid}"
+        return None
+
+    def _effect(self, value: ClusterMap) -> ClusterMap:
+        stream = value.streams[self.sid]
+        return _with_stream(
+            value,
+            self.sid,
+            replace(
+                stream,
+                isr=_members(m for m in stream.isr if m != self.me),
+                shed=_members(m for m in stream.shed if m != self.me),
+            ),
+        )
+
+
 class DeclareLost(_Change, frozen=True, kw_only=True):
     """No copy of a stream is left: it goes on empty, as a new gen, and everybody is told."""
 
@@ -397,7 +435,17 @@ class DeclareLost(_Change, frozen=True, kw_only=True):
 
 
 Function = (
-    Form | NodeUp | SetDown | SetUp | Create | Expand | Shrink | Takeover | SetCopies | DeclareLost
+    Form
+    | NodeUp
+    | SetDown
+    | SetUp
+    | Create
+    | Expand
+    | Shrink
+    | Takeover
+    | SetCopies
+    | Disown
+    | DeclareLost
 )
 
 

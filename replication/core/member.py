@@ -295,7 +295,7 @@ class Member:
     def _take_care(self, now: float, outbox: list[PeerEffect]) -> None:
         if self.map is None:
             return
-        self._proposals.by_care(self._caretaker.wake(self.map, self.links, now))
+        self._proposals.by_care(self._caretaker.wake(self.map, self.links, self._is_void, now))
         takeovers, questions = self._succession.wake(self.map, self.links, self._is_void, now)
         outbox.extend(
             Log(

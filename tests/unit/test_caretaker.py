@@ -8,6 +8,7 @@ from replication.core.caretaker import TURN_S, Caretaker, Presence
 from replication.core.changes import (
     Create,
     DeclareLost,
+    Disown,
     Function,
     NodeUp,
     SetDown,
@@ -54,6 +55,11 @@ def links_with(me: Incarnation, *, dead: Incarnation) -> Links:
     return links
 
 
+def sound(sid: int) -> bool:
+    """Of no stream is the copy void."""
+    return False
+
+
 def no_links(me: Incarnation) -> Links:
     return Links(me=me, cluster="t", settings="s", heartbeat_s=0.1)
 
@@ -63,7 +69,7 @@ def test_a_node_enters_itself_its_post_office_and_the_catalog_in_one_change() ->
     caretaker = Caretaker(me=A, presence=PRESENCE)
 
     # When the node comes up
-    functions = caretaker.wake(EMPTY_MAP, no_links(A), 0.0)
+    functions = caretaker.wake(EMPTY_MAP, no_links(A), sound, 0.0)
 
     # Then it proposes all three
     assert functions == [
@@ -83,7 +89,7 @@ def test_a_node_that_comes_back_takes_nothing_with_it() -> None:
     caretaker = Caretaker(me=Incarnation("b", 77), presence=PRESENCE)
 
     # When it comes up
-    functions = caretaker.wake(formed(), no_links(Incarnation("b", 77)), 0.0)
+    functions = caretaker.wake(formed(), no_links(Incarnation("b", 77)), sound, 0.0)
 
     # Then it only says that it is there
     assert [type(function) for function in functions] == [NodeUp]
@@ -93,8 +99,8 @@ def looks_twice(me: Incarnation, *, after_s: float) -> list[Function]:
     """What `me` proposes so long after it noticed that c is dead."""
     caretaker = Caretaker(me=me, presence=PRESENCE)
     links = links_with(me, dead=C)
-    assert caretaker.wake(formed(), links, 0.0) == []
-    return caretaker.wake(formed(), links, after_s)
+    assert caretaker.wake(formed(), links, sound, 0.0) == []
+    return caretaker.wake(formed(), links, sound, after_s)
 
 
 def test_the_lowest_node_that_is_up_declares_a_dead_one_down() -> None:
@@ -122,7 +128,7 @@ def test_a_node_that_finds_itself_down_says_that_it_is_up() -> None:
     value = formed(down=(B,))
 
     # When b looks
-    functions = Caretaker(me=B, presence=PRESENCE).wake(value, no_links(B), 0.0)
+    functions = Caretaker(me=B, presence=PRESENCE).wake(value, no_links(B), sound, 0.0)
 
     # Then it corrects that
     assert functions == [SetUp(who=B)]
@@ -141,8 +147,8 @@ def test_a_stream_is_lost_when_every_life_that_held_it_is_over() -> None:
     )
 
     # When a and b look
-    of_a = Caretaker(me=A, presence=PRESENCE).wake(value, no_links(A), 0.0)
-    of_b = Caretaker(me=B, presence=PRESENCE).wake(value, no_links(B), 0.0)
+    of_a = Caretaker(me=A, presence=PRESENCE).wake(value, no_links(A), sound, 0.0)
+    of_b = Caretaker(me=B, presence=PRESENCE).wake(value, no_links(B), sound, 0.0)
 
     # Then the home declares its own, and the lowest node the catalog, which has none
     assert of_a == [DeclareLost(sid=sid, gen=1, me=A) for sid in (0, 1)]
@@ -162,17 +168,36 @@ def test_a_stream_is_not_lost_while_a_node_that_held_it_is_not_back() -> None:
     )
 
     # When a looks, for as long as it likes
-    functions = Caretaker(me=A, presence=PRESENCE).wake(value, no_links(A), 100.0)
+    functions = Caretaker(me=A, presence=PRESENCE).wake(value, no_links(A), sound, 100.0)
 
     # Then it waits for c, which may come back with its memory
     assert not any(isinstance(function, DeclareLost) for function in functions)
+
+
+def test_a_node_lets_go_of_its_void_copies_when_their_owner_is_gone() -> None:
+    # Given b, in sync with all that a owns, and its copies of 1 and 2 are void
+    up, down = formed(), formed(down=(A,))
+    streams = {sid: replace(stream, isr=(A, B)) for sid, stream in up.streams.items()}
+    up, down = replace(up, streams=streams), replace(down, streams=streams)
+
+    def void(sid: int) -> bool:
+        return sid in (1, 2)
+
+    # When it looks, while a is up, and while it is not
+    of_b_before = Caretaker(me=B, presence=PRESENCE).wake(up, no_links(B), void, 0.0)
+    of_b = Caretaker(me=B, presence=PRESENCE).wake(down, no_links(B), void, 0.0)
+    of_c = Caretaker(me=C, presence=PRESENCE).wake(down, no_links(C), void, 0.0)
+
+    # Then it gives up these two, which nobody could let go of any more; c holds none
+    assert of_b_before == of_c == []
+    assert of_b == [Disown(sid=sid, epoch=1, me=B) for sid in (1, 2)]
 
 
 def test_a_later_process_under_our_name_is_noticed() -> None:
     # Given a node that the map shows up
     caretaker = Caretaker(me=A, presence=PRESENCE)
     value = formed()
-    caretaker.wake(value, no_links(A), 0.0)
+    caretaker.wake(value, no_links(A), sound, 0.0)
     newer = replace(value, nodes={**value.nodes, "a": replace(value.nodes["a"], proc_inc=9)})
 
     # When the map shows another one in its place

@@ -10,6 +10,7 @@ from replication.core.changes import (
     DONE,
     Create,
     DeclareLost,
+    Disown,
     Expand,
     Form,
     Function,
@@ -376,6 +377,37 @@ def test_the_operator_vouches_for_the_dead_but_not_against_the_living() -> None:
     assert "b.1 may still hold" in refusal(living, lost(D, vouched=True))
 
 
+def test_who_holds_a_void_copy_leaves_a_stream_whose_owner_is_gone() -> None:
+    disown = Disown(sid=1, epoch=EPOCH, me=B)
+    dead = a_map(A, B, shed=(C,), down="a")
+    anew = a_map(A, C, shed=(B,), lives={"a": 2})
+
+    assert done(dead, disown).streams[1].isr == (A,)
+    stream = done(anew, disown).streams[1]
+
+    assert (stream.isr, stream.shed, stream.epoch) == ((A, C), (), EPOCH)
+    assert "a.1 owns stream 1 and counts as up" in refusal(a_map(A, B), disown)
+    assert "epoch 4, not 3" in refusal(dead, replace(disown, epoch=3))
+    assert "d.1 does not count as a holder" in refusal(dead, replace(disown, me=D))
+    assert "a.1 owns stream 1 and cannot leave it" in refusal(dead, replace(disown, me=A))
+    assert "no stream 7" in refusal(dead, replace(disown, sid=7))
+
+
+def test_a_void_copy_that_was_let_go_does_not_keep_a_stream_from_being_lost() -> None:
+    # Given that the owner is dead, or came back with nothing, and the other copy is void
+    dead, anew = a_map(A, B, down="a"), a_map(A, B, lives={"a": 2})
+    assert "b.1 may still hold" in refusal(dead, lost(D, vouched=True))
+    assert "b.1 may still hold" in refusal(anew, lost(A2))
+
+    # When its node says so
+    disown = Disown(sid=1, epoch=EPOCH, me=B)
+    dead, anew = done(dead, disown), done(anew, disown)
+
+    # Then the operator's word is enough for the former, and the latter needs none
+    assert done(dead, lost(D, vouched=True)).streams[1].isr == (D,)
+    assert done(anew, lost(A2)).streams[1].isr == (A2,)
+
+
 # All of them.
 
 INCARNATIONS = st.builds(Incarnation, st.sampled_from("abc"), st.integers(1, 3))
@@ -394,6 +426,7 @@ FUNCTIONS: st.SearchStrategy[Function] = st.one_of(
         old=INCARNATIONS,
         why=st.sampled_from(TakeoverWhy),
     ),
+    st.builds(Disown, sid=SIDS, epoch=EPOCHS, me=INCARNATIONS),
     st.builds(DeclareLost, sid=SIDS, gen=st.integers(1, 3), me=INCARNATIONS, vouched=st.booleans()),
 )
 OWNERS_FUNCTIONS = st.tuples(SIDS, INCARNATIONS, st.sampled_from(ShrinkWhy), st.integers(0, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from replication.core.caretaker import Presence
+from replication.core.changes import DONE, Create, Expand, Function, NodeUp, SetDown
 from replication.core.clustermap import Settings
 from replication.core.events import (
     Dial,
@@ -20,7 +21,7 @@ from replication.core.events import (
 from replication.core.identity import Incarnation
 from replication.core.member import Member, MemberSettings, Vouched
 from replication.core.peer_messages import PeerHello, peer_frame
-from replication.core.stream import StreamLimits
+from replication.core.stream import Role, StreamLimits
 from tests.unit.stream_setup import Lines
 
 ADDRESS = "127.0.0.1:1"
@@ -74,6 +75,12 @@ class Node:
         data = b"".join(peer_frame(hello))
         self.member.handle(PeerData(link, data), self.now, self.outbox)
 
+    def proposes(self, *functions: Function) -> None:
+        """What another node would, if there were one."""
+        for function in functions:
+            self.member._proposals.from_above(1, function)
+        self.run()
+
     @property
     def entered(self) -> bool:
         value = self.member.map
@@ -102,6 +109,29 @@ def test_what_the_operator_vouches_for_is_answered_by_the_register() -> None:
         Vouched(6, "refused: there is no stream 7"),
     ]
     assert node.member.owns(1)
+
+
+def test_a_void_copy_needs_no_restart_for_its_stream_to_be_given_up() -> None:
+    # Given a stream of x, whose only other copy is void
+    node = Node(FIRST)
+    node.run()
+    x = Incarnation("x", 5)
+    node.proposes(NodeUp(me=x), Create(home="x", me=x))
+    node.member.streams[2].copy.void = "for this test"
+    node.proposes(Expand(sid=2, epoch=1, me=x, joiner=FIRST, base=(x,)))
+
+    # When x goes down, and the operator vouches for it that it does not come back
+    node.proposes(SetDown(who=x))
+    assert node.member.map is not None
+    holders = node.member.map.streams[2].isr
+    node.member.declare_lost(5, 2, 1)
+    node.run()
+
+    # Then the void copy was let go before, and the stream goes on here, empty
+    assert holders == (x,)
+    assert Vouched(5, DONE) in node.member.take_news()
+    assert node.member.owns(2)
+    assert node.member.streams[2].role is Role.OWNER
 
 
 def restarted() -> Node:
