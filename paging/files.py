@@ -27,6 +27,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,6 +54,9 @@ KEEP: Final = "KEEP"
 
 HEAD_BYTES: Final = 4096
 """Read at once where one block is wanted: header and directory of a page of 143 blocks."""
+
+CACHED_FILES: Final = 64
+"""The last files that were written may be in the system's cache. Each has about `page_bytes`."""
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 _LIFE_NAME: Final = re.compile(f"[0-9a-f]{{{2 * LIFE_BYTES}}}")
@@ -110,6 +114,8 @@ class PageFiles:
         self._life = life
         self._pages = directory / "pages"
         self._mine = self._pages / life.hex()
+        self._cached: deque[Path] = deque()
+        """Used by the thread that writes, of which there is one."""
 
     @classmethod
     def open(cls, directory: Path, life: bytes, *, free_bytes_min: int = 0) -> PageFiles:
@@ -133,7 +139,8 @@ class PageFiles:
             fd = _create(path)
             try:
                 try:
-                    return _write_all(fd, buffers)
+                    written = _write_all(fd, buffers)
+                    _forget_cached(fd)
                 finally:
                     os.close(fd)  # May fail, too: some file systems count quotas only here.
             except BaseException:
@@ -142,6 +149,19 @@ class PageFiles:
                 raise
         except OSError as error:
             raise FileFault.of(path, "written", error) from error
+        self._forget_the_oldest(path)
+        return written
+
+    def _forget_the_oldest(self, written: Path) -> None:
+        self._cached.append(written)
+        if len(self._cached) > CACHED_FILES:
+            # It may have been removed, and this only saves memory.
+            with suppress(OSError):
+                fd = os.open(self._cached.popleft(), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    _forget_cached(fd)
+                finally:
+                    os.close(fd)
 
     def read(self, key: PageKey) -> PageImage:
         """A whole page, verified. Raises `FileFault`."""
@@ -150,6 +170,7 @@ class PageFiles:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 data = _read(fd, os.fstat(fd).st_size, 0)
+                _forget_cached(fd)
             finally:
                 os.close(fd)
             return decode(data, key, self._life)
@@ -258,6 +279,12 @@ def _write_all(fd: int, buffers: list[bytes | memoryview]) -> int:
         if written:
             buffers[at] = memoryview(buffers[at])[written:]
     return total
+
+
+def _forget_cached(fd: int) -> None:
+    """Start to write what is not on the disk yet; forget what is."""
+    with suppress(OSError):  # Advice: a file system may not know it.
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read(fd: int, size: int, at: int) -> bytes:

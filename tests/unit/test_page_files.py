@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from paging.disk import Fault
-from paging.files import HEAD_BYTES, KEEP, FileFault, PageFiles
+from paging.files import CACHED_FILES, HEAD_BYTES, KEEP, FileFault, PageFiles
 from paging.pagefile import HEADER, BlockImage, Book, PageKey
 from tanist.wire.batch import seal
 
@@ -333,6 +333,49 @@ def test_a_removal_that_fails_goes_on_with_the_others(
     (sentence,) = removal.left
     assert sentence.startswith(f"{files.path(KEY)} cannot be removed: Input/output error")
     assert files.path(KEY).exists()
+
+
+def test_the_system_is_told_to_forget_what_consumers_come_to_last(
+    files: PageFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given as many pages as the system may keep, of which the second is removed again
+    told: list[str] = []
+    monkeypatch.setattr(
+        os,
+        "posix_fadvise",
+        lambda fd, at, size, advice: told.append(
+            f"{Path(os.readlink(f'/proc/self/fd/{fd}')).name} {at} {size} {advice}"
+        ),
+    )
+    keys = [PageKey(BOOK, first, 1) for first in range(1, CACHED_FILES + 4)]
+    advice = [f"{files.path(key).name} 0 0 {os.POSIX_FADV_DONTNEED}" for key in keys]
+    for key in keys[:CACHED_FILES]:
+        written(files, key, count=1)
+    assert told == advice[:CACHED_FILES], "which starts to write them"
+    files.remove(keys[1:2])
+    told.clear()
+
+    # When more follow, and one is read
+    for key in keys[CACHED_FILES:]:
+        written(files, key, count=1)
+    files.read(keys[5])
+
+    # Then for each of them the oldest is forgotten, and so is what was read
+    last = advice[CACHED_FILES:]
+    assert told == [last[0], advice[0], last[1], last[2], advice[2], advice[5]]
+
+
+def test_a_file_system_that_knows_no_advice_has_pages_as_well(
+    files: PageFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(fd: int, at: int, size: int, advice: int) -> None:
+        raise OSError(errno.EINVAL, "not here")
+
+    monkeypatch.setattr(os, "posix_fadvise", refused)
+
+    written(files)
+
+    assert len(files.read(KEY).blocks) == 3
 
 
 def test_the_end_of_a_life_leaves_nothing(files: PageFiles, tmp_path: Path) -> None:
