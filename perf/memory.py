@@ -8,7 +8,7 @@ messages that never waits for anything but its window. The resident size of each
 read four times a second; the largest is printed, against the budget and 128 MiB for the
 interpreter, its libraries and the sockets.
 
-Not shown: page files, which are to come; other budgets.
+Not shown: other budgets; what the page files took on the disk.
 """
 
 from __future__ import annotations
