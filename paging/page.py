@@ -30,11 +30,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Final, Protocol
 
 import msgspec
 
-from paging.pagefile import BlockImage, PageImage
+from paging.pagefile import Block, BlockImage, PageImage
 from paging.ranges import Range, Ranges
 from tanist.wire.batch import Batch
 
@@ -69,7 +70,7 @@ class _Lone:
         self.live = batch.count
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         return self.batch.size
 
     @property
@@ -87,56 +88,63 @@ class _Lone:
         return BlockImage(self.first, data, None)
 
 
-class _Shared:
-    """A block of small batches: loose while it fills, packed from then on."""
+class _Filling:
+    """A block of small batches, as they came. More may go in."""
 
-    __slots__ = ("_loose", "_packed", "_places", "bytes", "first", "live")
+    __slots__ = ("_batches", "_firsts", "first", "live", "size")
 
     def __init__(self, first: int) -> None:
         self.first = first
         self.live = 0
-        self.bytes = 0
-        self._loose: list[Batch] | None = []
-        self._packed = b""
-        # For each batch, in the upper 16 bits its first offset, counted from `first`; in the
-        # lower ones where it starts in `_packed`. One array, since each costs 80 bytes.
-        self._places = array("I")
+        self.size = 0
+        self._batches: list[Batch] = []
+        self._firsts = array("Q")
 
     @property
     def resident_bytes(self) -> int:
-        each = _PACKED_OVERHEAD if self._loose is None else _LOOSE_OVERHEAD
-        return self.bytes + _SHARED_OVERHEAD + each * len(self._places)
+        return self.size + _SHARED_OVERHEAD + _LOOSE_OVERHEAD * len(self._batches)
 
     def takes(self, batch: Batch, first: int) -> bool:
         """A message takes 32 bytes at least; but a page that is packed anew has gaps."""
-        return self.bytes + batch.size <= BLOCK_BYTES and first - self.first <= 0xFFFF
+        return self.size + batch.size <= BLOCK_BYTES and first - self.first <= 0xFFFF
 
     def append(self, batch: Batch, first: int) -> None:
-        assert self._loose is not None, "packed already"
-        self._loose.append(batch)
-        self._places.append(first - self.first << 16 | self.bytes)
+        self._batches.append(batch)
+        self._firsts.append(first)
         self.live += batch.count
-        self.bytes += batch.size
-
-    def pack(self) -> None:
-        """Nothing more comes: give up the objects, keep the bytes."""
-        assert self._loose is not None, "packed already"
-        self._packed = b"".join([b.data[b.start : b.start + b.size] for b in self._loose])
-        self._loose = None
-        self._places = self._places[:]  # Without the room to grow.
+        self.size += batch.size
 
     def find(self, offset: int) -> tuple[Batch, int]:
-        at = bisect_right(self._places, offset - self.first << 16 | 0xFFFF) - 1
-        place = self._places[at]
-        if self._loose is None:
-            batch = Batch.trusted(self._packed, place & 0xFFFF)
-        else:
-            batch = self._loose[at]
-        return batch, self.first + (place >> 16)
+        at = bisect_right(self._firsts, offset) - 1
+        return self._batches[at], self._firsts[at]
 
-    def image(self) -> BlockImage:
-        assert self._loose is None, "only a sealed page is written"
-        return BlockImage(self.first, self._packed, self._places)
+    def packed(self, end: int) -> _Packed:
+        """Nothing more comes before `end`: give up the objects, keep the bytes."""
+        base = self.first
+        slices = [b.data[b.start : b.start + b.size] for b in self._batches]
+        starts = accumulate(map(len, slices[:-1]), initial=0)
+        places = [
+            first - base << 16 | start for first, start in zip(self._firsts, starts, strict=True)
+        ]
+        return _Packed(base, end, b"".join(slices), array("I", places), self.live)
+
+
+class _Packed(Block):
+    """A block of small batches in one bytes object, as it would be read from a file."""
+
+    __slots__ = ("live",)
+
+    def __init__(self, first: int, end: int, data: bytes, places: array[int], live: int) -> None:
+        super().__init__(first, end, data, 0, len(data), places)
+        self.live = live
+
+    @property
+    def resident_bytes(self) -> int:
+        assert self.places is not None
+        return self.size + _SHARED_OVERHEAD + _PACKED_OVERHEAD * len(self.places)
+
+
+_Block = _Lone | _Filling | _Packed
 
 
 class Page:
@@ -173,9 +181,9 @@ class Page:
         """The last one that a file of it has, had, or may have got when a write failed."""
         self.left_out = 0
         """Messages within its offsets that it never took in, because they were done with."""
-        self._blocks: list[_Lone | _Shared | None] = []  # None: freed.
+        self._blocks: list[_Block | None] = []  # None: freed.
         self._firsts = array("Q")  # Of each block, freed or not.
-        self._filling: _Shared | None = None  # The last block, if more goes in.
+        self._filling: _Filling | None = None  # The last block, if more goes in.
 
     @property
     def sparse(self) -> bool:
@@ -193,7 +201,7 @@ class Page:
             block = self._filling
             if block is None or not block.takes(batch, first):
                 self.seal()
-                block = self._filling = _Shared(first)
+                block = self._filling = _Filling(first)
                 self._blocks.append(block)
                 self._firsts.append(first)
                 self.resident_bytes += block.resident_bytes
@@ -215,9 +223,8 @@ class Page:
         block = self._filling
         if block is not None:
             self._filling = None
-            self.resident_bytes -= block.resident_bytes
-            block.pack()
-            self.resident_bytes += block.resident_bytes
+            self._blocks[-1] = packed = block.packed(self.end)
+            self.resident_bytes += packed.resident_bytes - block.resident_bytes
 
     def find(self, offset: int) -> tuple[Batch, int]:
         """The batch with a message that is not dropped, and the batch's first offset."""
@@ -242,7 +249,7 @@ class Page:
                 blocks[at - 1] = None
                 if block is self._filling:
                     self._filling = None
-                freed += block.bytes
+                freed += block.size
                 self.resident_bytes -= block.resident_bytes
             first = block_end
         self.bytes -= freed
@@ -250,14 +257,15 @@ class Page:
 
     def images(self) -> list[BlockImage]:
         """The blocks that are needed, to be written. Nothing is copied."""
-        return [block.image() for block in self._blocks if block is not None]
+        assert self._filling is None, "only a sealed page is written"
+        return [block.image() for block in self._blocks if isinstance(block, _Lone | _Packed)]
 
     def check(self, live: Ranges) -> None:
         """Verify every invariant against the offsets that must be here; `O(batches)`."""
         assert len(self._blocks) == len(self._firsts)
         held = [block for block in self._blocks if block is not None]
         assert sum(block.live for block in held) == self.live
-        assert sum(block.bytes for block in held) == self.bytes
+        assert sum(block.size for block in held) == self.bytes
         assert sum(block.resident_bytes for block in held) == self.resident_bytes
         assert self._filling is None or self._filling is self._blocks[-1]
         ends = [*self._firsts, self.end][1:]
@@ -385,7 +393,7 @@ def _is_sparse(page: Page | Away, first: int) -> bool:
     return page.live < SPARSE * (page.end - first - page.left_out)
 
 
-def _check_run(block: _Lone | _Shared | Loaded, run: Range) -> None:
+def _check_run(block: _Block | Loaded, run: Range) -> None:
     offset = run.first
     while offset < run.end:
         batch, first = block.find(offset)

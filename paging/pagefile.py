@@ -88,13 +88,13 @@ class PageFileError(Error):
 
 
 class Block:
-    """A verified block, in the bytes that it was read with.
+    """A block that is complete: verified, in the bytes that it was read with, or packed here.
 
     Attributes:
         first: The offset of its first message.
         end: Where the next block of the page begins, or the page ends. If a rewrite left a
             gap after the block, the gap counts as its own.
-        data: The bytes read: of this block alone, or of all its page.
+        data: The bytes that it is in: its own alone, or those of all its page.
         start: Where the batches begin in `data`.
         size: How many bytes of batches there are.
         places: As in `BlockImage`.
@@ -103,7 +103,13 @@ class Block:
     __slots__ = ("data", "end", "first", "places", "size", "start")
 
     def __init__(
-        self, first: int, end: int, data: bytes, start: int, size: int, places: memoryview | None
+        self,
+        first: int,
+        end: int,
+        data: bytes,
+        start: int,
+        size: int,
+        places: array[int] | memoryview | None,
     ) -> None:
         self.first = first
         self.end = end
@@ -120,7 +126,7 @@ class Block:
             first += place >> 16
             start += place & 0xFFFF
         batch = Batch.trusted(self.data, start)
-        assert first <= offset < first + batch.count, "the file does not have that message"
+        assert first <= offset < first + batch.count, "the block does not have that message"
         return batch, first
 
     def image(self) -> BlockImage:
