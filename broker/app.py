@@ -79,12 +79,14 @@ async def _run(
     files: PageFiles,
     with_parent: bool,
 ) -> int:
+    pages: PageIo
     core = Node(
         settings,
         me=Incarnation(settings.name, secrets.randbits(62)),
         acceptor_inc=secrets.randbits(62),
         saved=slots.state,
         draw=random.SystemRandom().random,
+        disk_traffic=lambda: pages.traffic,
     )
     shell = Shell(core, logs, settings.limits)
     _hear_of_failures(shell, logs)
@@ -99,13 +101,14 @@ async def _run(
         )
     except OSError as error:
         raise _taken("listen.group", settings.group_address, error) from error
+    pages = PageIo(files, lambda done: shell.feed(DiskDone(done)))
     return await shell.run(
         Roads(
             clients=ClientListener(clients, shell.feed),
             peers=PeerLinks(peers, shell.feed_peer),
             group=group,
             store=Store(slots.write, shell.feed),
-            pages=PageIo(files, lambda done: shell.feed(DiskDone(done))),
+            pages=pages,
         )
     )
 

@@ -126,8 +126,14 @@ class Counts(msgspec.Struct, frozen=True):
     """Derived when they are asked for."""
 
     pages: int
-    """Sealed ones, and the open one of each part."""
+    """Sealed ones, wherever they are."""
     pages_away: int
+    tail_bytes: int
+    """What the open pages take up in memory."""
+    hits: int
+    """Pages that had been away, and were in memory when a consumer came to them."""
+    misses: int
+    """Pages that a consumer had to wait for."""
     writing: int
     reading: int
     wanted: int
@@ -224,16 +230,6 @@ class Pager:
         return sum(tally.resident_bytes for tally in self._tallies)
 
     @property
-    def hits(self) -> int:
-        """Pages that had been away, and were in memory when a consumer came to them."""
-        return sum(tally.hits for tally in self._tallies)
-
-    @property
-    def misses(self) -> int:
-        """Pages that a consumer had to wait for."""
-        return sum(tally.misses for tally in self._tallies)
-
-    @property
     def disk_bytes(self) -> int:
         """Batches of pages that are in files only."""
         return sum(tally.disk_bytes for tally in self._tallies)
@@ -241,8 +237,11 @@ class Pager:
     def counts(self) -> Counts:
         """`O(parts)`."""
         return Counts(
-            pages=sum(pages.count for pages in self._books),
+            pages=sum(pages.count - 1 for pages in self._books),
             pages_away=sum(pages.away for pages in self._books),
+            tail_bytes=sum(pages.tail_bytes for pages in self._books),
+            hits=sum(pages.hits for pages in self._books),
+            misses=sum(pages.misses for pages in self._books),
             writing=len(self._writing),
             reading=len(self._reading) + len(self._peeks),
             wanted=len(self._wanted),
@@ -644,6 +643,7 @@ class Pager:
             mine = [pages for pages in self._books if pages.tally is tally]
             assert tally.bytes == sum(pages.bytes for pages in mine)
             assert tally.resident_bytes == sum(pages.resident_bytes for pages in mine)
+            assert tally.disk_bytes == sum(pages.disk_bytes for pages in mine)
         busy = {pages: firsts for pages, firsts in self._busy.items() if firsts}
         writing: dict[Pages, set[int]] = {}
         for pages, written in self._writing.values():

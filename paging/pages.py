@@ -44,7 +44,7 @@ Entry = Page | Loaded | Away
 class Tally:
     """Sums over several parts, kept by their pages: of a post office, in most cases."""
 
-    __slots__ = ("bytes", "disk_bytes", "hits", "misses", "resident_bytes")
+    __slots__ = ("bytes", "disk_bytes", "resident_bytes")
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -52,11 +52,7 @@ class Tally:
         self.resident_bytes = 0
         """What pages take up in memory, objects included."""
         self.disk_bytes = 0
-        """The same of those that are away."""
-        self.hits = 0
-        """Pages that had been away and were there again when the cursor arrived."""
-        self.misses = 0
-        """Pages for which a consumer waited."""
+        """Batches of those that are away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +146,9 @@ class Pages:
         "_sealed",
         "_tail",
         "bytes",
+        "hits",
         "lost",
+        "misses",
         "reader",
         "tally",
     )
@@ -178,6 +176,10 @@ class Pages:
         self._reading = -1  # The sealed page that a consumer read last, by its first offset.
         self.bytes = 0
         """Batches held, wherever they are: a batch counts until its block is freed."""
+        self.hits = 0
+        """Pages that had been away and were there again when the cursor arrived."""
+        self.misses = 0
+        """Pages for which a consumer waited."""
         # The batch that was asked for last: what plans a delivery asks for it, and so does
         # what makes the frames of it.
         self._recent: Batch | None = None
@@ -207,6 +209,12 @@ class Pages:
     def resident_bytes(self) -> int:
         """What all pages take up in memory. `O(pages in memory)`."""
         return self._tail.resident_bytes + sum(self._in_memory(at) for at in self._resident)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Batches of the pages that are in files only. `O(pages in memory)`."""
+        here = sum(self._sealed[at].bytes for at in self._resident)
+        return self.bytes - self._tail.bytes - here
 
     # What the part does
 
@@ -297,7 +305,7 @@ class Pages:
         tally = self.tally
         tally.bytes -= self.bytes
         tally.resident_bytes -= self.resident_bytes
-        tally.disk_bytes -= sum(p.bytes for p in self._sealed.values() if isinstance(p, Away))
+        tally.disk_bytes -= self.disk_bytes
         self._sealed, self._resident, self._tail = _NO_PAGES, _NONE_RESIDENT, Page(self.end)
         self.bytes = 0
         self._recent = None
@@ -319,9 +327,9 @@ class Pages:
         away = isinstance(page, Away)
         if at != self._reading:
             if away:
-                self.tally.misses += 1
+                self.misses += 1
             elif isinstance(page, Loaded):
-                self.tally.hits += 1
+                self.hits += 1
             self._reading = at
             self._want_ahead(at)
         elif away:
@@ -499,6 +507,7 @@ class Pages:
             at = page.end
         assert sum(page.live for _, page in pages) == live.count, "a message without a page"
         assert sum(page.bytes for _, page in pages) == self.bytes
+        assert sum(page.bytes for _, page in pages if isinstance(page, Away)) == self.disk_bytes
         assert self._tail.bytes_taken < self._page_bytes
         resident = [at for at, page in self._sealed.items() if not isinstance(page, Away)]
         assert resident == list(self._resident)

@@ -78,6 +78,13 @@ class QueueStat:
     parts: dict[int, control.PartStat]
     lost: int = 0
 
+    @property
+    def paging(self) -> control.Paging:
+        """Where the pages of all parts are, each at its owner. Other copies are not counted."""
+        places = [part.paging for part in self.parts.values()]
+        names = control.Paging.__struct_fields__
+        return control.Paging(**{name: sum(getattr(at, name) for at in places) for name in names})
+
 
 def connect(
     url: str,

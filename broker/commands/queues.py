@@ -7,6 +7,7 @@ import shlex
 from typing import Final, Literal
 
 import click
+import msgspec
 from rich.table import Table
 
 import tanist
@@ -20,10 +21,21 @@ from broker.commands.terminal import (
     show,
     wants_json,
 )
-from tanist.wire.control import PartStat, check_queue_name
+from tanist.wire.control import Paging, PartStat, check_queue_name
 
 ASKED_AT_ONCE: Final = 100
 """Queues whose content is asked for at the same time."""
+
+_PAGE_COLUMNS: Final = (
+    "pages",
+    "in memory",
+    "on disk",
+    "MiB in memory",
+    "MiB on disk",
+    "KiB open",
+    "in time",
+    "late",
+)
 
 
 @click.group()
@@ -173,7 +185,7 @@ def skip_lost(name: str, yes: bool, url: str) -> None:
 @url_option
 @json_option
 def stat_(name: str, url: str) -> None:
-    """Say what is in queue NAME, and in which post office."""
+    """Say what is in queue NAME, in which post office, and how much of it is on disk."""
 
     async def work(client: tanist.Client) -> tuple[tanist.QueueInfo, tanist.QueueStat]:
         return await client.describe(name), await client.stat(name)
@@ -189,6 +201,16 @@ def stat_(name: str, url: str) -> None:
     table.add_row("all", *_numbers(stat))
     console().print(f"queue {name}: {_where(info)}; when full: {info.settings.when_full}")
     console().print(table)
+    pages = Table("post office", box=None)
+    for title in _PAGE_COLUMNS:
+        pages.add_column(title, justify="right")
+    for sid, part in sorted(stat.parts.items()):
+        pages.add_row(str(sid), *_page_numbers(part.paging))
+    pages.add_row("all", *_page_numbers(stat.paging))
+    console().print("\nits pages at each owner, and how often they were read ahead in time:")
+    console().print(pages)
+    if stat.lost:
+        say(f"{stat.lost:,} messages cannot be read on any node: see tanist queue skip-lost")
 
 
 async def _is_there(client: tanist.Client, name: str) -> bool:
@@ -208,6 +230,19 @@ def _numbers(stat: tanist.QueueStat | PartStat) -> list[str]:
     return [f"{n:,}" for n in (stat.ready, stat.in_flight, stat.bytes, stat.consumers)]
 
 
+def _page_numbers(paging: Paging) -> list[str]:
+    return [
+        f"{paging.pages:,}",
+        f"{paging.pages_in_memory:,}",
+        f"{paging.pages_on_disk:,}",
+        f"{paging.memory_bytes / (1 << 20):,.1f}",
+        f"{paging.disk_bytes / (1 << 20):,.1f}",
+        f"{paging.tail_bytes / (1 << 10):,.1f}",
+        f"{paging.read_ahead_hits:,}",
+        f"{paging.read_ahead_misses:,}",
+    ]
+
+
 def _where(info: tanist.QueueInfo) -> str:
     return "every" if info.spread == "every" else f"one (post office {info.sid})"
 
@@ -225,6 +260,7 @@ def _document(info: tanist.QueueInfo, stat: tanist.QueueStat) -> dict[str, objec
         "bytes": stat.bytes,
         "consumers": stat.consumers,
         "lost": stat.lost,
+        "paging": _paging(stat.paging),
         "parts": {
             str(sid): {
                 "ready": part.ready,
@@ -232,7 +268,12 @@ def _document(info: tanist.QueueInfo, stat: tanist.QueueStat) -> dict[str, objec
                 "bytes": part.bytes,
                 "consumers": part.consumers,
                 "lost": part.lost,
+                "paging": _paging(part.paging),
             }
             for sid, part in stat.parts.items()
         },
     }
+
+
+def _paging(paging: Paging) -> dict[str, int]:
+    return {"pages": paging.pages, **msgspec.structs.asdict(paging)}

@@ -14,6 +14,17 @@ from broker.commands.terminal import console, json_option, show, wants_json
 QUEUES_SHOWN_MAX: Final = 40
 """On the page for people; the document for programs has all."""
 
+_PAGE_COLUMNS: Final = (
+    "pages",
+    "on disk",
+    "MiB on disk",
+    "in time",
+    "late",
+    "written",
+    "read",
+    "failed",
+)
+
 
 @click.command()
 @url_option
@@ -46,6 +57,7 @@ def _print(document: Document) -> None:
             "yes" if name in document["acceptors"] else "",
         )
     out.print(nodes)
+    _print_pages({name: n["paging"] for name, n in document["nodes"].items() if "paging" in n})
     out.print()
     streams = Table("stream", "home", "owner", "epoch", "gen", "in sync", "lag", box=None)
     for sid, stream in document["streams"].items():
@@ -81,6 +93,45 @@ def _print(document: Document) -> None:
         more = len(document["queues"]) - len(shown)
         if more:
             out.print(f"and {more:,} queues with fewer messages; all of them: tanist queue ls")
+
+
+def _print_pages(nodes: Document) -> None:
+    """What nodes have in files, and how fast: nothing, as long as none wrote a page."""
+    out = console()
+    if any(paging["disk"]["files_written"] for paging in nodes.values()):
+        table = Table("node", box=None)
+        for title in _PAGE_COLUMNS:
+            table.add_column(title, justify="right")
+        for name, paging in nodes.items():
+            disk = paging["disk"]
+            table.add_row(
+                name,
+                f"{paging['pages']:,}",
+                f"{paging['pages_on_disk']:,}",
+                f"{paging['disk_bytes'] >> 20:,}",
+                f"{paging['read_ahead_hits']:,}",
+                f"{paging['read_ahead_misses']:,}",
+                _flow(disk["bytes_written"], disk["writing_s"]),
+                _flow(disk["bytes_read"], disk["reading_s"]),
+                f"{disk['failed']:,}",
+            )
+        out.print()
+        out.print(table)
+    for name, paging in nodes.items():
+        disk = paging["disk"]
+        if paging["trouble"]:
+            sentence = f"{name}: pages cannot be written: {paging['trouble']}"
+            out.print(sentence, style="yellow", soft_wrap=True)
+        if disk["left"]:
+            sentence = f"{name}: {disk['left']:,} files could not be removed: {disk['why_left']}"
+            out.print(sentence, style="yellow", soft_wrap=True)
+
+
+def _flow(size: int, busy_s: float) -> str:
+    """How much, and how fast while the disk was busy with it."""
+    if not size:
+        return "nothing"
+    return f"{size >> 20:,} MiB, {size / busy_s / (1 << 20):,.0f} MiB/s"
 
 
 def _fullest(queues: Document) -> Document:

@@ -126,7 +126,7 @@ def _own(answer: Document | None) -> Document:
     """What only the node itself knows."""
     if answer is None:
         return {}
-    return {"clients": answer["clients"], "memory": answer["memory"]}
+    return {key: answer[key] for key in ("clients", "memory", "paging")}
 
 
 def _warnings(sid: str, best: Document, by_node: dict[str, Document]) -> list[str]:

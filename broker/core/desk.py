@@ -186,7 +186,8 @@ class Desk:
     def stat(self, connection: Connection, req: int, queue_id: int) -> None:
         stat = self.office.stat(queue_id)
         consumers = sum(1 for channel in self.consumers if channel.queue.id == queue_id)
-        answer = msgspec.structs.replace(stat, consumers=consumers)
+        paging = self.office.paging(queue_id)
+        answer = msgspec.structs.replace(stat, consumers=consumers, paging=paging)
         self._handout.answer(connection, Done(req=req, stat=answer))
 
     def purge(self, connection: Connection, req: int, queue_id: int) -> None:

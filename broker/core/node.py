@@ -50,6 +50,7 @@ from broker.core.status import StatusReport
 from broker.core.storeroom import Storeroom
 from broker.core.topology import topology_of
 from broker.core.waiting import WaitingRoom
+from paging.traffic import Traffic
 from replication.core import stream_events as stream_says
 from replication.core.caretaker import Presence
 from replication.core.clustermap import CATALOG_SID, Settings, is_live
@@ -80,6 +81,7 @@ class Node:
         acceptor_inc: The identity of its vote if there is no saved one.
         saved: The last blob that was persisted, if there is one.
         draw: Uniform in [0, 1).
+        disk_traffic: What the disk with pages did until now, for the status.
     """
 
     def __init__(
@@ -90,10 +92,11 @@ class Node:
         acceptor_inc: int,
         saved: bytes | None,
         draw: Callable[[], float],
+        disk_traffic: Callable[[], Traffic] = Traffic,
     ) -> None:
         self.me = me
         limits, timing = settings.limits, settings.timing
-        self.storeroom = Storeroom(limits)
+        self.storeroom = Storeroom(limits, disk_traffic)
         self.member = Member(
             _member_settings(settings),
             me=me,

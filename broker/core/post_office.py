@@ -60,7 +60,7 @@ from broker.core.ops import (
 from paging.pages import Shelf
 from paging.part import Answer, Part, Purged
 from paging.ranges import Range
-from tanist.wire.control import PartStat, QueueInfo
+from tanist.wire.control import Paging, PartStat, QueueInfo
 
 Holder = tuple[bytes, bytes]
 """(session, consumer): whose deliveries these are, across connections and owners."""
@@ -370,6 +370,22 @@ class PostOffice:
             bytes=part.bytes,
             consumers=len(entry.consumers),
             lost=sum(run.size for run in part.lost),
+        )
+
+    def paging(self, queue_id: int) -> Paging:
+        """Where the pages of a queue's part are in this copy. `O(pages in memory)`."""
+        number = self._part_of.get(queue_id)
+        if number is None:
+            return Paging()
+        pages = self._entries[number].part.pages
+        return Paging(
+            pages_in_memory=pages.count - 1 - pages.away,
+            pages_on_disk=pages.away,
+            memory_bytes=pages.resident_bytes - pages.tail_bytes,
+            disk_bytes=pages.disk_bytes,
+            tail_bytes=pages.tail_bytes,
+            read_ahead_hits=pages.hits,
+            read_ahead_misses=pages.misses,
         )
 
     # Producers

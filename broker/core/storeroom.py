@@ -6,6 +6,8 @@ which copies still exist, and which consumers wait for what was brought back fro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Final
 
 from broker.core.desks import Desks
@@ -14,6 +16,7 @@ from broker.core.limits import Limits
 from broker.core.post_office import PostOffice
 from paging.disk import Job
 from paging.pager import DiskRecovered, DiskTrouble, PageDamaged, Pager
+from paging.traffic import Traffic
 from replication.core.member import Member
 
 PAGES_SHARE: Final = 0.75
@@ -22,10 +25,15 @@ up to a higher share, so that a disk that keeps up never stops them."""
 
 
 class Storeroom:
-    """See the module docstring."""
+    """See the module docstring.
 
-    def __init__(self, limits: Limits) -> None:
+    Args:
+        traffic: What the disk did until now.
+    """
+
+    def __init__(self, limits: Limits, traffic: Callable[[], Traffic] = Traffic) -> None:
         self._limits = limits
+        self._traffic = traffic
         self.pager = Pager(page_bytes=limits.page_bytes, ahead_bytes=limits.read_ahead_bytes)
 
     def new_office(self, sid: int, gen: int) -> PostOffice:
@@ -83,15 +91,18 @@ class Storeroom:
         pager, counts = self.pager, self.pager.counts()
         return {
             "pages": counts.pages,
+            "pages_in_memory": counts.pages - counts.pages_away,
             "pages_on_disk": counts.pages_away,
-            "memory_bytes": pager.resident_bytes,
+            "memory_bytes": pager.resident_bytes - counts.tail_bytes,
+            "tail_bytes": counts.tail_bytes,
             "disk_bytes": pager.disk_bytes,
             "writing": counts.writing,
             "reading": counts.reading,
-            "read_ahead_hits": pager.hits,
-            "read_ahead_misses": pager.misses,
+            "read_ahead_hits": counts.hits,
+            "read_ahead_misses": counts.misses,
             "damaged": counts.damaged,
             "trouble": self.trouble or "",
+            "disk": asdict(self._traffic()),
         }
 
     def next_deadline(self) -> float | None:

@@ -26,7 +26,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -50,6 +50,7 @@ from paging.disk import (
 )
 from paging.files import FileFault, Removal
 from paging.pagefile import Block, BlockImage, Book, PageImage, PageKey
+from paging.traffic import Traffic
 
 READERS: Final = 2
 
@@ -70,53 +71,6 @@ class Files(Protocol):
     def remove(self, keys: Iterable[PageKey]) -> Removal: ...
     def remove_book(self, book: Book) -> Removal: ...
     def remove_life(self) -> Removal: ...
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What went to and came from the disk since the node started, for its status.
-
-    Attributes:
-        busy_s: Seconds in all threads, checksums included.
-        failed: Jobs that were answered with a fault.
-        left: Files and directories that could not be removed.
-        why_left: Of the last of them.
-    """
-
-    files_written: int = 0
-    bytes_written: int = 0
-    files_read: int = 0
-    blocks_read: int = 0
-    bytes_read: int = 0
-    files_removed: int = 0
-    bytes_removed: int = 0
-    busy_s: float = 0.0
-    failed: int = 0
-    left: int = 0
-    why_left: str = ""
-
-    def answered(self, done: Done) -> None:
-        match done:
-            case Written():
-                self.files_written += 1
-                self.bytes_written += done.bytes
-            case PageRead():
-                self.files_read += 1
-                self.bytes_read += len(done.image.data)
-            case BlockRead():
-                self.blocks_read += 1
-                self.bytes_read += len(done.block.data)
-            case JobFailed():
-                self.failed += 1
-            case _:
-                assert_never(done)
-
-    def removed(self, removal: Removal) -> None:
-        self.files_removed += removal.files
-        self.bytes_removed += removal.bytes
-        self.left += len(removal.left)
-        if removal.left:
-            self.why_left = removal.left[-1]
 
 
 class PageIo:
@@ -149,7 +103,7 @@ class PageIo:
 
     @property
     def traffic(self) -> Traffic:
-        """As of now."""
+        """What the disk did until now. The caller may keep it."""
         with self._lock:
             return replace(self._traffic)
 
@@ -266,8 +220,7 @@ class PageIo:
         except FileFault as error:
             done = JobFailed(job, error.fault, str(error))
         with self._lock:
-            self._traffic.answered(done)
-            self._traffic.busy_s += perf_counter() - started
+            self._traffic.answered(done, perf_counter() - started)
             is_first = not self._done
             self._done.append(done)
         if is_first:
@@ -286,8 +239,8 @@ class PageIo:
             case _:
                 assert_never(job)
         with self._lock:
-            self._traffic.removed(removal)
-            self._traffic.busy_s += perf_counter() - started
+            busy_s = perf_counter() - started
+            self._traffic.removed(removal.files, removal.bytes, removal.left, busy_s)
 
     def _guard(self, work: Callable[[], None]) -> None:
         try:

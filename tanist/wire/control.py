@@ -145,6 +145,28 @@ class QueueInfo(Message, frozen=True, kw_only=True):
         check_queue_name(self.name)
 
 
+class Paging(Message, frozen=True, kw_only=True):
+    """Where the pages of a part are, at the node that answers. Its open page counts apart."""
+
+    pages_in_memory: U64 = 0
+    pages_on_disk: U64 = 0
+    """In files only."""
+    memory_bytes: U64 = 0
+    """What pages take up in memory, objects included."""
+    disk_bytes: U64 = 0
+    """Batches of the pages that are in files only."""
+    tail_bytes: U64 = 0
+    """What the open page takes up in memory."""
+    read_ahead_hits: U64 = 0
+    """Pages that had been in files only, and were in memory when a consumer came to them."""
+    read_ahead_misses: U64 = 0
+    """Pages that a consumer had to wait for."""
+
+    @property
+    def pages(self) -> int:
+        return self.pages_in_memory + self.pages_on_disk
+
+
 class PartStat(Message, frozen=True, kw_only=True):
     ready: U64
     in_flight: U64
@@ -152,6 +174,7 @@ class PartStat(Message, frozen=True, kw_only=True):
     consumers: U64
     lost: U64 = 0
     """Of those that are ready: no copy can read them any more."""
+    paging: Paging = Paging()
 
 
 class QueueRequest(Request, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from broker.cli import main
 from broker.commands.survey import put_together
 from broker.commands.waiting import Waiting
 from broker.config import load_config
+from paging.traffic import Traffic
 from tanist import QueueStat, connect
 from tanist.events import Held
+from tanist.wire.control import Paging, PartStat, QueueInfo
 
 
 def run(*arguments: str, given: str = "") -> Result:
@@ -187,6 +190,7 @@ def seen_by(node: str, *, ver: int, owner: str, **stream: Any) -> dict[str, Any]
         ],
         "clients": 1,
         "memory": {},
+        "paging": {"pages": 1},
     }
 
 
@@ -268,7 +272,8 @@ def test_status_shows_a_node_that_did_not_answer() -> None:
     # Then it is there, and that is said
     assert document["nodes"]["a"]["answered"]
     assert not document["nodes"]["b"]["answered"]
-    assert "memory" not in document["nodes"]["b"]
+    assert document["nodes"]["a"]["paging"] == {"pages": 1}
+    assert "paging" not in document["nodes"]["b"]
 
 
 def test_status_says_when_what_it_shows_may_not_hold() -> None:
@@ -295,6 +300,89 @@ def test_status_says_which_copy_cannot_read_what_others_can() -> None:
 
     # Then that is said of the shadow
     assert warnings == ["b cannot read 3 messages of queue 'q' in its copy"]
+
+
+def on_page(monkeypatch: pytest.MonkeyPatch, **paging: Any) -> str:
+    """The page of `tanist status` for people: one node, and what it says of its disk."""
+    answer = seen_by("a", ver=1, owner="a.1", epoch=1, gen=1, in_sync=[])
+    answer["acceptors"] = ["a"]
+    answer["nodes"] = {"a": {"state": "up", "locators": []}}
+    answer["memory"] = {"used_bytes": 0, "budget_bytes": 1 << 30}
+    disk = {**asdict(Traffic()), **paging.pop("disk", {})}
+    numbers = ("pages", "pages_on_disk", "disk_bytes", "read_ahead_hits", "read_ahead_misses")
+    answer["paging"] = {**dict.fromkeys(numbers, 0), "trouble": "", "disk": disk, **paging}
+    monkeypatch.setattr("broker.commands.status.with_client", lambda url, work: [answer])
+    result = CliRunner(env={"COLUMNS": "120"}).invoke(main, ["status"])
+    assert result.exit_code == 0
+    return " ".join(result.stdout.split())
+
+
+def test_status_tells_people_how_fast_a_disk_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a node that wrote 600 MiB in 2 s, and read half of that in 4
+
+    # When people look at the status
+    disk = {"files_written": 600, "bytes_written": 600 << 20, "writing_s": 2.0}
+    disk |= {"bytes_read": 300 << 20, "reading_s": 4.0}
+    page = on_page(monkeypatch, pages=700, pages_on_disk=300, disk_bytes=300 << 20, disk=disk)
+
+    # Then both are there, and nothing that worries
+    assert "a 700 300 300 0 0 600 MiB, 300 MiB/s 300 MiB, 75 MiB/s 0" in page
+    assert "cannot" not in page
+
+
+def test_status_is_silent_about_a_disk_that_nobody_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a node all of whose pages are in memory; when people look at the status
+    page = on_page(monkeypatch, pages=700)
+
+    # Then there is no word of its disk
+    assert "MiB on disk" not in page
+    assert "a up" in page
+
+
+def test_status_tells_people_what_a_disk_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a disk that is full, on which something stays; when people look at the status
+    disk = {"left": 2, "why_left": "notes stays: it is not a page"}
+    page = on_page(monkeypatch, trouble="No space left on device", disk=disk)
+
+    # Then it says both
+    assert "a: pages cannot be written: No space left on device" in page
+    assert "a: 2 files could not be removed: notes stays: it is not a page" in page
+
+
+def test_queue_stat_shows_the_pages_of_each_part_and_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a queue with two parts, of one of which most is on disk
+    little = PartStat(ready=1, in_flight=0, bytes=100, consumers=0, paging=Paging(tail_bytes=512))
+    places = Paging(
+        pages_in_memory=9,
+        pages_on_disk=1_040,
+        memory_bytes=9 << 20,
+        disk_bytes=1_040 << 20,
+        tail_bytes=1024,
+        read_ahead_hits=70,
+        read_ahead_misses=2,
+    )
+    much = PartStat(ready=5_000, in_flight=0, bytes=1 << 30, consumers=0, lost=3, paging=places)
+    info = QueueInfo(id=1, name="q")
+    stat = QueueStat(
+        ready=5_001, in_flight=0, bytes=1, consumers=0, parts={1: little, 2: much}, lost=3
+    )
+    monkeypatch.setattr("broker.commands.queues.with_client", lambda url, work: (info, stat))
+
+    # When people look at it, and a program
+    page = " ".join(
+        CliRunner(env={"COLUMNS": "120"}).invoke(main, ["queue", "stat", "q"]).output.split()
+    )
+    document = json.loads(run("queue", "stat", "q", "--json").stdout)
+
+    # Then each part is there, and all together
+    assert "1 0 0 0 0.0 0.0 0.5 0 0" in page
+    assert "2 1,049 9 1,040 9.0 1,040.0 1.0 70 2" in page
+    assert "all 1,049 9 1,040 9.0 1,040.0 1.5 70 2" in page
+    assert "3 messages cannot be read on any node" in page
+    assert document["parts"]["2"]["paging"]["pages"] == 1_049
+    assert document["paging"] == {**document["parts"]["2"]["paging"], "tail_bytes": 1536}
 
 
 def stat_with(lost: int) -> QueueStat:

@@ -31,6 +31,7 @@ from tanist.wire.control import (
     OpenConsumer,
     Opened,
     OpenProducer,
+    Paging,
     PartStat,
     Ping,
     Pong,
@@ -171,6 +172,28 @@ CONTROL: dict[str, tuple[int, Message]] = {
     "done_list": (0, Done(req=11, queues=[QUEUE])),
     "done_list_more": (0, Done(req=11, queues=[], go_on_after="orders")),
     "done_stat": (0, Done(req=12, stat=PartStat(ready=3, in_flight=2, bytes=500, consumers=1))),
+    "done_stat_paging": (
+        0,
+        Done(
+            req=12,
+            stat=PartStat(
+                ready=3,
+                in_flight=2,
+                bytes=500,
+                consumers=1,
+                lost=1,
+                paging=Paging(
+                    pages_in_memory=9,
+                    pages_on_disk=40,
+                    memory_bytes=9500,
+                    disk_bytes=41000,
+                    tail_bytes=120,
+                    read_ahead_hits=7,
+                    read_ahead_misses=2,
+                ),
+            ),
+        ),
+    ),
     "done_purge": (0, Done(req=13, purged=3)),
     "done_status": (0, Done(req=14, status=msgspec.Raw(b'{"node":"n1"}'))),
     "declare": (

@@ -10,7 +10,7 @@ import msgspec
 from broker.core.events import Level, Log
 from paging.disk import Done as DiskAnswer, Job, JobFailed, ReadPage
 from paging.files import FileFault
-from tanist.wire.control import Done, Purge, Stat, Status
+from tanist.wire.control import Purge, Stat, Status
 from tests.unit.test_node_paging import Paged
 
 
@@ -49,11 +49,6 @@ class Damaged(Paged):
             self.hear_all()
         self.ack_all()
         return self.got
-
-    def asks(self, message: Stat | Purge | Status) -> Done:
-        self.say(1, message)
-        [done] = [m for m in self.hear(1) if isinstance(m, Done) and m.req == message.req]
-        return done
 
     # Any: the status is a JSON object for people.
     def status(self) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+
+import msgspec
 
 from broker.core.events import ClientWrite, DiskDone, DiskJobs, Effect
 from broker.core.limits import Limits
+from broker.core.storeroom import Storeroom
 from paging.disk import (
     Done,
     Fault,
@@ -20,9 +24,10 @@ from paging.disk import (
 )
 from paging.files import PageFiles
 from paging.pagefile import LIFE_BYTES
+from paging.traffic import Traffic
 from tanist.wire import hot
 from tanist.wire.batch import flags_of, seal
-from tanist.wire.control import Delete, Ping
+from tanist.wire.control import Delete, Done as Answer, Paging, Ping, Purge, Stat, Status
 from tanist.wire.frames import FRAME_BYTES_MAX, FrameReader, Verb, frame
 from tests.unit.test_node import Alone, open_consumer, open_producer
 
@@ -106,6 +111,11 @@ class Paged(Alone):
                     self.spans.append((delivery.number, delivery.first, delivery.count))
                     at = delivery.bodies_at  # Each batch has one message.
                     self.got.append(int(delivery.data[at : at + 8]))
+
+    def asks(self, message: Stat | Purge | Status) -> Answer:
+        self.say(1, message)
+        [done] = [m for m in self.hear(1) if isinstance(m, Answer) and m.req == message.req]
+        return done
 
     def publish(self) -> bool:
         """One more message, if the node gives credit for it."""
@@ -225,3 +235,66 @@ def test_a_deleted_queue_leaves_no_pages(tmp_path: Path) -> None:
     # Then they are gone, and memory is free
     assert node.on_disk == 0
     assert node.paging()["memory_bytes"] == 0
+
+
+def test_what_a_queue_says_of_its_pages_adds_up_to_what_the_node_says(tmp_path: Path) -> None:
+    # Given a queue of which most is in files, another one, and one that nobody used
+    node = Paged(tmp_path)
+    node.publish_bytes(30 << 20)
+    other = node.declare(1, "other")
+    [desk] = node.node.desks.offices.values()
+    number = desk.office.part_of(node.queue_id)
+    assert number is not None
+    part = desk.office.part(number)
+    opening = msgspec.structs.replace(open_producer(other), producer="c" * 32)
+    node.say(1, opening, PRODUCING + 2)
+    node.hear_all()
+    body = bytes(1_000)
+    batch = seal([body], [], flags=flags_of(persistent=True), first_n=1, time_ms=0)
+    node.send(1, frame(Verb.PUBLISH, PRODUCING + 2, batch))
+    node.hear_all()
+    unused = node.declare(1, "unused")
+
+    # When a consumer has taken half of the first one, and all are asked for in one turn
+    node.consume()
+    while len(node.got) < node.published // 2:
+        node.hear_all()
+    for req, queue_id in enumerate((node.queue_id, other, unused), start=50):
+        node.say(1, Stat(req=req, sid=1, queue_id=queue_id))
+    of_node, away = node.paging(), part.pages.away
+    found = [m.stat.paging for m in node.hear(1) if isinstance(m, Answer) and m.stat is not None]
+
+    # Then the first has pages in both places, the second an open page, the third nothing
+    first, second, third = found
+    assert first.pages_in_memory
+    assert first.pages_on_disk == away > 0
+    assert first.disk_bytes > away * BODY_BYTES
+    assert first.read_ahead_hits + first.read_ahead_misses > 0
+    assert second == Paging(tail_bytes=second.tail_bytes)
+    assert len(body) < second.tail_bytes < 2 * len(body)
+    assert third == Paging()
+
+    # And together they are what the node says of itself
+    for name in Paging.__struct_fields__:
+        assert sum(getattr(paging, name) for paging in found) == of_node[name], name
+
+
+def test_the_status_of_a_node_tells_what_its_disk_did() -> None:
+    # Given a node whose disk did something
+    traffic = Traffic(files_written=2, bytes_written=300, writing_s=0.5)
+    storeroom = Storeroom(Limits(), lambda: traffic)
+
+    # When more is done
+    before = storeroom.document()["disk"]
+    traffic.removed(1, 200, ["notes stays"], busy_s=0.25)
+
+    # Then the status tells it as of now
+    assert before == asdict(Traffic(files_written=2, bytes_written=300, writing_s=0.5))
+    assert storeroom.document()["disk"] == {
+        **before,
+        "files_removed": 1,
+        "bytes_removed": 200,
+        "removing_s": 0.25,
+        "left": 1,
+        "why_left": "notes stays",
+    }

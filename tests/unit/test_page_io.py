@@ -173,7 +173,8 @@ def test_what_is_written_is_read(
         assert (traffic.files_written, traffic.bytes_written) == (1, size)
         assert (traffic.files_read, traffic.blocks_read) == (1, 2)
         assert traffic.bytes_read == size + 2 * len(DATA)
-        assert traffic.busy_s > 0
+        assert traffic.writing_s > 0
+        assert traffic.reading_s > 0
         assert await bench.io.close()
 
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -194,7 +195,9 @@ def test_a_removal_does_not_overtake_the_write_of_its_page(tmp_path: Path) -> No
         # Then it is written, and removed
         assert not await bench.is_there(1)
         assert bench.disk.log[:2] == ["write 1", "remove 1"]
-        assert bench.io.traffic.files_removed == 1
+        traffic = bench.io.traffic
+        assert (traffic.files_removed, traffic.bytes_removed) == (1, traffic.bytes_written // 2)
+        assert traffic.removing_s > 0
 
     run(tmp_path, rule)
 
