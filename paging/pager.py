@@ -163,9 +163,17 @@ class Pager:
     Args:
         page_bytes: When a page is sealed.
         ahead_bytes: Wanted in memory from a cursor on, per part.
+        room_bytes_min: Pages may always take up so much in memory, whatever is said in a turn.
     """
 
-    def __init__(self, *, page_bytes: int = PAGE_BYTES, ahead_bytes: int = AHEAD_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        page_bytes: int = PAGE_BYTES,
+        ahead_bytes: int = AHEAD_BYTES,
+        room_bytes_min: int = ROOM_BYTES_MIN,
+    ) -> None:
+        self._room_bytes_min = room_bytes_min
         self._page_bytes = page_bytes
         self._ahead = max(1, ahead_bytes // page_bytes)
         self._books: dict[Pages, Book] = {}
@@ -299,7 +307,7 @@ class Pager:
 
     def end_turn(self, now: float, room_bytes: int, jobs: list[Job]) -> None:
         """Ask the disk for what this turn made necessary. `room_bytes`: of all pages."""
-        room = max(room_bytes, ROOM_BYTES_MIN)
+        room = max(room_bytes, self._room_bytes_min)
         if now >= self._write_at:
             self._write_at = 0.0
         if now >= self._read_at:

@@ -96,7 +96,7 @@ class Node:
     ) -> None:
         self.me = me
         limits, timing = settings.limits, settings.timing
-        self.storeroom = Storeroom(limits, disk_traffic)
+        self.storeroom = Storeroom(limits, disk_traffic, pages_bytes_max=settings.pages_bytes_max)
         self.member = Member(
             _member_settings(settings),
             me=me,

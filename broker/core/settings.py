@@ -35,6 +35,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     on_too_few_copies: OnTooFewCopies = OnTooFewCopies.WAIT
     limits: Limits = Limits()
     timing: Timing = Timing()
+    pages_bytes_max: int | None = None
+    """Pages take up no more in memory; None: as much as the budget leaves."""
 
     queues: tuple[QueueInfo, ...] = ()
     """To be declared when the node starts; their `id` is not looked at."""

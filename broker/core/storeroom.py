@@ -15,7 +15,7 @@ from broker.core.events import DiskDone, DiskJobs, Effect, Level, Log
 from broker.core.limits import Limits
 from broker.core.post_office import PostOffice
 from paging.disk import Job
-from paging.pager import DiskRecovered, DiskTrouble, PageDamaged, Pager
+from paging.pager import ROOM_BYTES_MIN, DiskRecovered, DiskTrouble, PageDamaged, Pager
 from paging.traffic import Traffic
 from replication.core.member import Member
 
@@ -29,12 +29,24 @@ class Storeroom:
 
     Args:
         traffic: What the disk did until now.
+        pages_bytes_max: Pages take up no more in memory, even if the budget allows it.
     """
 
-    def __init__(self, limits: Limits, traffic: Callable[[], Traffic] = Traffic) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        traffic: Callable[[], Traffic] = Traffic,
+        *,
+        pages_bytes_max: int | None = None,
+    ) -> None:
         self._limits = limits
+        self._pages_bytes_max = limits.budget_bytes if pages_bytes_max is None else pages_bytes_max
         self._traffic = traffic
-        self.pager = Pager(page_bytes=limits.page_bytes, ahead_bytes=limits.read_ahead_bytes)
+        self.pager = Pager(
+            page_bytes=limits.page_bytes,
+            ahead_bytes=limits.read_ahead_bytes,
+            room_bytes_min=min(ROOM_BYTES_MIN, self._pages_bytes_max),
+        )
 
     def new_office(self, sid: int, gen: int) -> PostOffice:
         """A copy of a post office without content."""
@@ -59,7 +71,7 @@ class Storeroom:
         others = used_bytes - self.pager.resident_bytes
         room = int(PAGES_SHARE * self._limits.budget_bytes) - others
         jobs: list[Job] = []
-        self.pager.end_turn(now, room, jobs)
+        self.pager.end_turn(now, min(room, self._pages_bytes_max), jobs)
         if jobs:
             outbox.append(DiskJobs(jobs))
         damaged: list[PageDamaged] = []

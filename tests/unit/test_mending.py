@@ -28,6 +28,7 @@ from tests.unit.post_offices import PRODUCER, QUEUE, batch_of, holder
 SID, GEN, EPOCH = 3, 2, 7
 PAGE_BYTES = {"a": 64 << 10, "b": 48 << 10, "c": 80 << 10}
 """No two nodes cut their pages alike."""
+ROOM_BYTES = 128 << 10
 BODY_BYTES = 1_000
 ALL = 600
 """Messages."""
@@ -53,7 +54,7 @@ class FakeNode:
 
     def __post_init__(self) -> None:
         page_bytes = PAGE_BYTES[self.me.node]
-        self.pager = Pager(page_bytes=page_bytes, ahead_bytes=page_bytes)
+        self.pager = Pager(page_bytes=page_bytes, ahead_bytes=page_bytes, room_bytes_min=ROOM_BYTES)
         self.office = PostOffice(SID, GEN, shelf=self.pager.shelf(SID, GEN))
         self.mending = Mending(self, self.pager)
 
@@ -235,9 +236,8 @@ def numbers(part: Part, run: Range) -> list[int]:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+def world() -> World:
     """Copies of 600 messages, most of them in files."""
-    monkeypatch.setattr("paging.pager.ROOM_BYTES_MIN", 128 << 10)
     made = World()
     made.publish(ALL)
     assert all(len(node.firsts()) >= 3 for node in made.nodes)
