@@ -3,13 +3,13 @@
 Theory of operation
 -------------------
 Pages fill a part from its tail, and consumers take them from its head. What lies between goes
-to files as soon as all pages together take up more than their room, and comes back before a
-cursor arrives. The pager decides; it hands out `Job`s and is told what became of them, so it
-knows neither files nor threads, and never waits.
+to files as soon as all pages together take up more than their room, or those of one part more
+than its limit, and comes back before a cursor arrives. The pager decides; it hands out `Job`s
+and is told what became of them, so it knows neither files nor threads, and never waits.
 
-    over its room:  the page farthest from any cursor  ── has a file ──▶ let go of
-                                                       └─ none ──▶ WritePage ──▶ let go of
-    a cursor came:  that page, and those that follow it within the window ──▶ ReadPage
+    too much in memory:  the page farthest from any cursor  ── has a file ──▶ let go of
+                                                            └─ none ──▶ WritePage ──▶ let go of
+    a cursor came:       that page, and those that follow it within the window ──▶ ReadPage
 
 A page that is being written is still in memory, and read there. If it is needed no more by
 the time it is written, its file is removed again.
@@ -36,6 +36,9 @@ Rules
 2. No page is read if that would take memory beyond its room by more than the window; but
    there is always one read, or a consumer might wait for ever.
 3. Whoever reads without consuming (`peek`) gets a copy of one block, and moves nothing.
+4. A part above its limit lets go of pages of its own only, and of none that the window has, or
+   what is read ahead would be read for nothing. So the window is a quarter of it at most: on
+   both sides of a cursor that is half, and fresh and returned messages have one cursor each.
 """
 
 from __future__ import annotations
@@ -72,6 +75,8 @@ from tanist.wire.batch import Batch
 
 AHEAD_BYTES: Final = 8 << 20
 """Wanted in memory from a cursor on, per part."""
+PART_RESIDENT_BYTES_MAX: Final = 1 << 40
+"""In memory, of one part: as good as no limit."""
 ROOM_BYTES_MIN: Final = 8 << 20
 """Pages may always take up so much, whatever else the budget is spent on."""
 BELOW: Final = 1 / 16
@@ -163,6 +168,8 @@ class Pager:
     Args:
         page_bytes: When a page is sealed.
         ahead_bytes: Wanted in memory from a cursor on, per part.
+        part_resident_bytes_max: What one part may take up in memory, whatever room there is.
+            Kept to within three pages; fewer than four pages count as four.
         room_bytes_min: Pages may always take up so much in memory, whatever is said in a turn.
     """
 
@@ -171,17 +178,21 @@ class Pager:
         *,
         page_bytes: int = PAGE_BYTES,
         ahead_bytes: int = AHEAD_BYTES,
+        part_resident_bytes_max: int = PART_RESIDENT_BYTES_MAX,
         room_bytes_min: int = ROOM_BYTES_MIN,
     ) -> None:
         self._room_bytes_min = room_bytes_min
         self._page_bytes = page_bytes
-        self._ahead = max(1, ahead_bytes // page_bytes)
+        self._part_bytes_max = part_resident_bytes_max
+        self._ahead = max(1, min(ahead_bytes, part_resident_bytes_max // 4) // page_bytes)
         self._books: dict[Pages, Book] = {}
         self._tallies: dict[Tally, None] = {}
         self._copies = count(1)
         self._tokens = count(1)
         self._holding: dict[Pages, None] = {}
         """Who has sealed pages, perhaps in memory."""
+        self._above: dict[Pages, None] = {}
+        """Who takes up more than one part may, unless that was found to be in the window."""
         self._writing: dict[PageKey, tuple[Pages, Page]] = {}
         self._busy: dict[Pages, set[int]] = {}
         """Pages that are being written, by their first offset."""
@@ -260,6 +271,7 @@ class Pager:
 
     def sealed(self, pages: Pages, page: Page) -> None:
         self._holding[pages] = None
+        self._grew(pages)
 
     def dropped(self, pages: Pages, page: Entry, first: int) -> None:
         self._forget((pages, first))
@@ -289,12 +301,17 @@ class Pager:
         book = self._books.pop(pages)
         self._closed.append(book)
         self._holding.pop(pages, None)
+        self._above.pop(pages, None)
         self._busy.pop(pages, None)
         self._arrived.pop(pages, None)
         self._ends_seen.pop(pages, None)
         for places in (self._wanted, self._spare, self._sparse, self._repacking, self._damaged):
             for place in [place for place in places if place[0] is pages]:
                 self._forget(place)
+
+    def _grew(self, pages: Pages) -> None:
+        if pages.resident_bytes > self._part_bytes_max:
+            self._above[pages] = None
 
     def _forget(self, place: _Place) -> None:
         self._wanted.pop(place, None)
@@ -315,6 +332,8 @@ class Pager:
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._sweep()
+        if self._above:
+            self._shrink_parts(jobs)
         if self.resident_bytes > room:
             self._make_room(room, jobs)
         elif self.trouble is not None and not self._write_at and not self._writing:
@@ -347,6 +366,28 @@ class Pager:
                 pages.seal()
             self._ends_seen[pages] = end
 
+    def _shrink_parts(self, jobs: list[Job]) -> None:
+        while self._above:
+            pages = next(iter(self._above))
+            if not self._shrink(pages, jobs):
+                return  # It is first in the next turn, too.
+            del self._above[pages]
+
+    def _shrink(self, pages: Pages, jobs: list[Job]) -> bool:
+        """Bring a part down to its limit. False if a page must be written, and none can be now."""
+        excess = pages.resident_bytes - self._part_bytes_max
+        for first in self._busy.get(pages, _NOBODY):
+            excess -= _in_memory(pages, first).resident_bytes
+        while excess > 0:
+            found = pages.farthest(self._busy.get(pages, _NOBODY))
+            if found is None or found[0] <= self._ahead:
+                return True  # All that is left is in the window.
+            freed = self._free(pages, found[1], jobs)
+            if not freed:
+                return False
+            excess -= freed
+        return True
+
     def _make_room(self, room: int, jobs: list[Job]) -> None:
         leaving = sum(
             page.resident_bytes
@@ -357,6 +398,9 @@ class Pager:
         target = int(room * (1 - BELOW))
         if resident <= room:
             return  # What is being written will do.
+        if not self._can_write:
+            self._let_go_spare(resident - room - self._ahead * self._page_bytes)
+            return
         farthest = self._farthest()
         if not farthest:
             for pages in self._books:
@@ -365,20 +409,28 @@ class Pager:
             farthest = self._farthest()
         while farthest and resident > target:
             _, _, first, pages = heappop(farthest)
-            page = pages.sealed(first)
-            assert page is not None
-            assert not isinstance(page, Away)
-            if page.version:
-                resident -= page.resident_bytes
-                self._let_go(pages, first, page.version)
-            elif self._write_at or len(self._writing) >= WRITES_MAX:
-                self._let_go_spare(resident - room - self._ahead * self._page_bytes)
-                break
-            else:
-                assert isinstance(page, Page), "what was read has a file"
-                resident -= page.resident_bytes
-                self._write(pages, page, jobs)
+            freed = self._free(pages, first, jobs)
+            if not freed:
+                return
+            resident -= freed
             self._push(farthest, pages)
+
+    @property
+    def _can_write(self) -> bool:
+        return not self._write_at and len(self._writing) < WRITES_MAX
+
+    def _free(self, pages: Pages, first: int, jobs: list[Job]) -> int:
+        """Let go of a page, or have it written first: so many bytes. 0 if it cannot be now."""
+        page = _in_memory(pages, first)
+        freed_bytes = page.resident_bytes
+        if page.version:
+            self._let_go(pages, first, page.version)
+        elif self._can_write:
+            assert isinstance(page, Page), "what was read has a file"
+            self._write(pages, page, jobs)
+        else:
+            return 0
+        return freed_bytes
 
     def _let_go(self, pages: Pages, first: int, version: int) -> None:
         self._spare.pop((pages, first), None)
@@ -392,9 +444,7 @@ class Pager:
         for distance, first, pages in sorted(by_distance, key=lambda spare: spare[:2]):
             if excess_bytes <= 0 or not distance:
                 return
-            page = pages.sealed(first)
-            assert page is not None
-            assert not isinstance(page, Away)
+            page = _in_memory(pages, first)
             excess_bytes -= page.resident_bytes
             self._let_go(pages, first, page.version)
 
@@ -532,6 +582,7 @@ class Pager:
             self._spare[pages, page.first] = None
             if pages.distance(page.first) > self._ahead:
                 self._let_go(pages, page.first, page.version)
+            self._grew(pages)
         else:
             self._removed.append(done.key)
 
@@ -546,6 +597,7 @@ class Pager:
         self._damaged.pop(place, None)
         self._spare[place] = None
         self._holding[pages] = None
+        self._grew(pages)
         self._arrived[pages] = None
         if place in self._repacking:
             self._repacking.discard(place)
@@ -558,6 +610,7 @@ class Pager:
             case WritePage(key=key):
                 pages, _ = self._writing.pop(key)
                 self._busy.get(pages, set()).discard(key.first)
+                self._grew(pages)
                 self._write_at = now + RETRY_S
                 if self.trouble is None:
                     self._news.append(DiskTrouble(failed.fault, failed.sentence))
@@ -617,6 +670,7 @@ class Pager:
             self._removed.append(PageKey(self._books[pages], first, old.version))
         pages.put(first, page)
         self._holding[pages] = None
+        self._grew(pages)
         self._arrived[pages] = None
 
     def split(self, pages: Pages, first: int, cuts: Sequence[int]) -> None:
@@ -659,6 +713,7 @@ class Pager:
                 writing.setdefault(pages, set()).add(written.first)
         assert busy == writing
         assert len(self._writing) <= WRITES_MAX
+        assert self._above.keys() <= self._books.keys()
         assert len(self._reading) <= READS_MAX
         for place in (*self._wanted, *self._damaged, *self._sparse, *self._repacking):
             assert place[0] in self._books
@@ -686,3 +741,10 @@ _NOBODY: Final[frozenset[int]] = frozenset()
 def _entry(place: _Place) -> Entry | None:
     pages, first = place
     return pages.sealed(first)
+
+
+def _in_memory(pages: Pages, first: int) -> Page | Loaded:
+    page = pages.sealed(first)
+    assert page is not None, "it is needed no more"
+    assert not isinstance(page, Away), "it is not in memory"
+    return page

@@ -150,6 +150,7 @@ class Pages:
         "lost",
         "misses",
         "reader",
+        "resident_bytes",
         "tally",
     )
 
@@ -176,6 +177,8 @@ class Pages:
         self._reading = -1  # The sealed page that a consumer read last, by its first offset.
         self.bytes = 0
         """Batches held, wherever they are: a batch counts until its block is freed."""
+        self.resident_bytes = 0
+        """What all pages take up in memory, objects included."""
         self.hits = 0
         """Pages that had been away and were there again when the cursor arrived."""
         self.misses = 0
@@ -206,11 +209,6 @@ class Pages:
         return self._tail.resident_bytes
 
     @property
-    def resident_bytes(self) -> int:
-        """What all pages take up in memory. `O(pages in memory)`."""
-        return self._tail.resident_bytes + sum(self._in_memory(at) for at in self._resident)
-
-    @property
     def disk_bytes(self) -> int:
         """Batches of the pages that are in files only. `O(pages in memory)`."""
         here = sum(self._sealed[at].bytes for at in self._resident)
@@ -227,7 +225,9 @@ class Pages:
         tail.append(batch)
         self.bytes += batch.size
         tally.bytes += batch.size
-        tally.resident_bytes += tail.resident_bytes - before
+        grown = tail.resident_bytes - before
+        self.resident_bytes += grown
+        tally.resident_bytes += grown
         if tail.bytes_taken >= self._page_bytes:
             self.seal()
         return first
@@ -238,7 +238,7 @@ class Pages:
         if tail.end > tail.first:
             before = tail.resident_bytes
             tail.seal()
-            self.tally.resident_bytes += tail.resident_bytes - before
+            self._count(tail.resident_bytes - before)
             if self._sealed is _NO_PAGES:
                 self._sealed, self._resident = SortedDict(), SortedList()
             self._sealed[tail.first] = tail
@@ -258,10 +258,10 @@ class Pages:
         if first < end:
             before = tail.resident_bytes
             freed += tail.drop(first, end)
-            self.tally.resident_bytes += tail.resident_bytes - before
+            self._count(tail.resident_bytes - before)
             if not tail.live:
                 # Else a queue that is always drained would fill pages with nothing.
-                self.tally.resident_bytes -= tail.resident_bytes
+                self._count(-tail.resident_bytes)
                 self._tail = Page(tail.end)
         if freed:
             self.bytes -= freed
@@ -284,7 +284,7 @@ class Pages:
                 if not page.live:
                     self._gone(at, page, resident)
                 elif not isinstance(page, Away):
-                    self.tally.resident_bytes += page.resident_bytes - (resident or 0)
+                    self._count(page.resident_bytes - (resident or 0))
                 elif page.sparse(at):
                     self._keeper.thinned(self, at)
         return freed
@@ -297,14 +297,14 @@ class Pages:
             self.tally.disk_bytes -= page.bytes
         else:
             self._resident.remove(first)
-            self.tally.resident_bytes -= page.resident_bytes if resident is None else resident
+            self._count(-(page.resident_bytes if resident is None else resident))
         self._keeper.dropped(self, page, first)
 
     def close(self) -> None:
         """The part is no more."""
         tally = self.tally
         tally.bytes -= self.bytes
-        tally.resident_bytes -= self.resident_bytes
+        self._count(-self.resident_bytes)
         tally.disk_bytes -= self.disk_bytes
         self._sealed, self._resident, self._tail = _NO_PAGES, _NONE_RESIDENT, Page(self.end)
         self.bytes = 0
@@ -439,7 +439,7 @@ class Pages:
         assert not isinstance(page, Away)
         self._resident.remove(first)
         left = self._sealed[first] = away(page, version)
-        self.tally.resident_bytes -= page.resident_bytes
+        self._count(-page.resident_bytes)
         self.tally.disk_bytes += page.bytes
         self._recent = None
         if left.sparse(first):
@@ -456,7 +456,7 @@ class Pages:
         self._sealed[first] = page
         self._resident.add(first)
         self.tally.disk_bytes -= page.bytes
-        self.tally.resident_bytes += page.resident_bytes
+        self._count(page.resident_bytes)
 
     def split(self, first: int, cuts: Sequence[int]) -> None:
         """A page that is away becomes several, of which each later one begins at a cut.
@@ -484,13 +484,13 @@ class Pages:
             self._resident.add(first)
             self.tally.disk_bytes -= old.bytes
         else:
-            self.tally.resident_bytes -= old.resident_bytes
+            self._count(-old.resident_bytes)
         page.versions = old.versions if isinstance(old, Page) else old.version
         self._sealed[first] = page
         freed = old.bytes - page.bytes
         self.bytes -= freed
         self.tally.bytes -= freed
-        self.tally.resident_bytes += page.resident_bytes
+        self._count(page.resident_bytes)
         self._recent = None
 
     def check(self, live: Ranges) -> None:
@@ -508,6 +508,8 @@ class Pages:
         assert sum(page.live for _, page in pages) == live.count, "a message without a page"
         assert sum(page.bytes for _, page in pages) == self.bytes
         assert sum(page.bytes for _, page in pages if isinstance(page, Away)) == self.disk_bytes
+        in_memory = [page for _, page in pages if not isinstance(page, Away)]
+        assert sum(page.resident_bytes for page in in_memory) == self.resident_bytes
         assert self._tail.bytes_taken < self._page_bytes
         resident = [at for at, page in self._sealed.items() if not isinstance(page, Away)]
         assert resident == list(self._resident)
@@ -517,10 +519,9 @@ class Pages:
         assert at is not None, "no page has that message"
         return at
 
-    def _in_memory(self, first: int) -> int:
-        page = self._sealed[first]
-        assert not isinstance(page, Away)
-        return page.resident_bytes
+    def _count(self, grown_bytes: int) -> None:
+        self.resident_bytes += grown_bytes
+        self.tally.resident_bytes += grown_bytes
 
     def _cursors(self) -> list[int]:
         found = self.reader.cursors() if self.reader is not None else (None, None)

@@ -49,6 +49,7 @@ name = "tanist"
 [limits]
 # budget_bytes = 1073741824        # All queues, windows and kept segments. At 90 % no credit.
 # queue_bytes_max = 1099511627776  # One queue in one post office; then no credit for it.
+# queue_resident_bytes_max = 1099511627776   # The same in memory; the rest goes to files.
 # page_bytes = 1048576             # Of a queue; what is written to a file at once.
 # read_ahead_bytes = 8388608       # Wanted in memory where a consumer will come next.
 # disk_free_bytes_min = 1073741824 # Left on the disk; no page is written that would take it.

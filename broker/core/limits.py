@@ -20,11 +20,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Held per partial queue, in memory and in page files. Above it its producers get no credit,
     or REFUSED full."""
 
+    queue_resident_bytes_max: AtLeastOne = 1 << 40
+    """Of that in memory: what is beyond it goes to page files even if memory is left. Kept to
+    within three pages; fewer than four pages count as four."""
+
     page_bytes: Annotated[int, msgspec.Meta(ge=64 << 10, le=64 << 20)] = 1 << 20
     """Of one page: so much is collected before it is written, and read at once."""
 
     read_ahead_bytes: AtLeastOne = 8 << 20
-    """Per partial queue: read from page files before consumers come to it."""
+    """Per partial queue: read from page files before consumers come to it. At most a quarter of
+    `queue_resident_bytes_max`."""
 
     disk_free_bytes_min: AtLeastOne = 1 << 30
     """Left free on the disk of `node.dir`. Below it no page is written."""

@@ -45,6 +45,7 @@ class Storeroom:
         self.pager = Pager(
             page_bytes=limits.page_bytes,
             ahead_bytes=limits.read_ahead_bytes,
+            part_resident_bytes_max=limits.queue_resident_bytes_max,
             room_bytes_min=min(ROOM_BYTES_MIN, self._pages_bytes_max),
         )
 
