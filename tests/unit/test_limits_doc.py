@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from importlib import import_module
+from inspect import getsource
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +47,14 @@ def struct_defaults(struct: type[msgspec.Struct]) -> dict[str, object]:
     return {field.name: field.default for field in msgspec.structs.fields(struct)}
 
 
+def own_constants(name: str) -> dict[str, object]:
+    """The numbers that a module defines; those that it imports are another one's."""
+    module = import_module(name)
+    own = re.findall(r"^([A-Z][A-Z_]*): Final\b", getsource(module), re.MULTILINE)
+    values = {constant: getattr(module, constant) for constant in own}
+    return {constant: value for constant, value in values.items() if isinstance(value, int | float)}
+
+
 IN_TIMING = struct_defaults(Timing)
 DEFAULTS: dict[str, dict[str, object]] = {
     "[limits]": struct_defaults(Limits),
@@ -54,12 +64,16 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "stream": struct_defaults(StreamLimits),
     "client": {field.name: field.default for field in fields(ClientSettings)},
     **{
-        module: {
-            name: value
-            for name, value in vars(import_module(module)).items()
-            if name.isupper() and isinstance(value, int | float)
-        }
-        for module in ("tanist.wire.limits", "tanist.core.settings")
+        module: own_constants(module)
+        for module in (
+            "tanist.wire.limits",
+            "tanist.core.settings",
+            "paging.disk",
+            "paging.pager",
+            "broker.core.mending",
+            "broker.core.lending",
+            "broker.runtime.page_io",
+        )
     },
 }
 
@@ -96,6 +110,16 @@ def test_no_row_of_the_table_tells_of_something_else(row: Row) -> None:
     words = row.name.lower().replace("_max", "").replace("_min", "").split("_")
     assert row.unit == (words[-1] if words[-1] in _UNITS else row.unit)
     assert row.what
+
+
+def test_the_constants_of_a_module_are_its_own() -> None:
+    # Given a module that imports the bound of another one; when its constants are looked up
+    constants = own_constants("paging.pager")
+
+    # Then its own are there, and that one is not
+    assert constants["RETRY_S"] == 1
+    assert "READS_MAX" not in constants
+    assert "READS_MAX" in own_constants("paging.disk")
 
 
 def test_a_changed_default_would_be_found() -> None:
