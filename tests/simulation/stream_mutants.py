@@ -338,7 +338,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "ops of an old epoch are accepted": Mutant(((Stream, "_from_group", _old_ops_are_accepted),)),
     "receipts go on in an epoch that is not followed": Mutant(
-        ((Stream, "_see", _goes_on_giving_receipts),)
+        ((Stream, "_see", _goes_on_giving_receipts), (Stream, "_doubt", _nothing))
     ),
     "receipts of an old epoch count": Mutant(((Stream, "_from_peer", _old_receipts_count),)),
     "a history keeps entries beyond its log": Mutant(

@@ -581,7 +581,8 @@ class StreamWorld:
         else:
             life.suspected_at = None
             return None
-        heirs = [name for name in order(value, entry.home) if name != old.node]
+        # A later life of the owner's node stands last, if at all: a planted mistake lets it.
+        heirs = [*(name for name in order(value, entry.home) if name != old.node), old.node]
         if life.suspected_at is None:
             life.suspected_at = now
         if now < life.suspected_at + 0.03 * heirs.index(life.who.node):
