@@ -187,7 +187,7 @@ class Page:
 
     @property
     def sparse(self) -> bool:
-        return _is_sparse(self, self.first)
+        return _is_sparse(self)
 
     def append(self, batch: Batch) -> None:
         first, size = self.end, batch.size
@@ -283,8 +283,9 @@ class Loaded:
     __slots__ = ("bytes", "end", "first", "image", "left_out", "live", "version")
 
     def __init__(self, image: PageImage, away: Away) -> None:
+        assert (image.first, image.end) == (away.first, away.end)
         self.image = image
-        self.first, self.end = image.first, image.end
+        self.first, self.end = away.first, away.end
         self.live = away.live
         self.bytes = away.bytes
         """As long as it lives, what it was when it was let go of: nothing is freed in part."""
@@ -314,42 +315,68 @@ class Loaded:
 
 
 class Away(msgspec.Struct, gc=False):
-    """A page that is in its file only. Its first offset is where it stands in the index."""
+    """A page that is in its file only.
 
+    Its fields are chosen by what their numbers take up: 32 bytes each, but nothing if the index
+    or the page after it has them anyway, as both offsets, or if they are small, as is what has
+    gone of a page that nobody has come to yet.
+    """
+
+    first: int
     end: int
-    live: int
+    gone: int
+    """Messages within its offsets that are not needed, or never were in it."""
     bytes: int
-    version: int
+
+    @staticmethod
+    def of(
+        first: int, end: int, *, live: int, bytes_: int, version: int, left_out: int = 0
+    ) -> Away:
+        gone = end - first - live
+        if version == 1 and not left_out:
+            return Away(first, end, gone, bytes_)
+        return _AwayOther(first, end, gone, bytes_, version, left_out)
+
+    @property
+    def version(self) -> int:
+        return 1
 
     @property
     def left_out(self) -> int:
         return 0
 
-    def sparse(self, first: int) -> bool:
-        return _is_sparse(self, first)
+    @property
+    def live(self) -> int:
+        return self.end - self.first - self.gone
+
+    @property
+    def sparse(self) -> bool:
+        return _is_sparse(self)
 
     def drop(self, first: int, end: int) -> int:
         """Messages of this page are needed no more. Returns the bytes that were freed."""
-        self.live -= end - first
+        self.gone += end - first
         assert self.live >= 0, "dropped twice"
         return 0 if self.live else self.bytes
 
 
-class _AwayThin(Away, gc=False):
-    """One that was packed anew. A field more, which a million others do not need."""
+class _AwayOther(Away, gc=False):
+    """One that was packed anew, or has no file of its own. Most have no need of these fields."""
 
-    gaps: int
-
-    @property
-    def left_out(self) -> int:
-        return self.gaps
+    version: int
+    left_out: int
 
 
 def away(page: Page | Loaded, version: int) -> Away:
     """What is kept of a page that lies in its file of this version."""
-    if page.left_out:
-        return _AwayThin(page.end, page.live, page.bytes, version, page.left_out)
-    return Away(page.end, page.live, page.bytes, version)
+    return Away.of(
+        page.first,
+        page.end,
+        live=page.live,
+        bytes_=page.bytes,
+        version=version,
+        left_out=page.left_out,
+    )
 
 
 class Source(Protocol):
@@ -388,9 +415,9 @@ def packed_anew(page: Source, live: Ranges) -> Page:
     return fresh
 
 
-def _is_sparse(page: Page | Away, first: int) -> bool:
+def _is_sparse(page: Page | Away) -> bool:
     # Of those that it took in: else one that was packed anew would be packed for ever.
-    return page.live < SPARSE * (page.end - first - page.left_out)
+    return page.live < SPARSE * (page.end - page.first - page.left_out)
 
 
 def _check_run(block: _Block | Loaded, run: Range) -> None:

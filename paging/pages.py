@@ -285,7 +285,7 @@ class Pages:
                     self._gone(at, page, resident)
                 elif not isinstance(page, Away):
                     self._count(page.resident_bytes - (resident or 0))
-                elif page.sparse(at):
+                elif page.sparse:
                     self._keeper.thinned(self, at)
         return freed
 
@@ -442,7 +442,7 @@ class Pages:
         self._count(-page.resident_bytes)
         self.tally.disk_bytes += page.bytes
         self._recent = None
-        if left.sparse(first):
+        if left.sparse:
             self._keeper.thinned(self, first)
 
     def take_in(self, first: int, image: PageImage) -> None:
@@ -450,7 +450,6 @@ class Pages:
         left = self._sealed[first]
         assert isinstance(left, Away)
         page = Loaded(image, left)
-        assert (page.first, page.end) == (first, left.end)
         if self.lost:
             self.lost.discard(Range(first, page.end))
         self._sealed[first] = page
@@ -471,7 +470,7 @@ class Pages:
             live = sum(run.size for run in self.reader.live.within(Range(at, end)))
             assert live, "a page that nobody needs"
             size = bytes_left if end == old.end else old.bytes * live // old.live
-            self._sealed[at] = Away(end, live, size, version)
+            self._sealed[at] = Away.of(at, end, live=live, bytes_=size, version=version)
             bytes_left, version = bytes_left - size, 0
 
     def put(self, first: int, page: Page) -> None:

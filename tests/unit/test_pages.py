@@ -254,6 +254,25 @@ def test_bookkeeping_is_at_most_eight_bytes_a_message_of_100_bytes() -> None:
         assert abs(pages.resident_bytes - traced_bytes) <= 0.01 * traced_bytes
 
 
+def test_a_page_that_is_in_a_file_takes_up_at_most_200_bytes_of_memory() -> None:
+    # Given 22,000 pages: just too many for the table that would be large enough for 21,000
+    source = batch(*[b"x" * 20] * 400)
+    pages = Pages(page_bytes=source.size)
+    tracemalloc.start()
+
+    # When each is let go of, as one that is in a file
+    try:
+        for _ in range(22_000):
+            pages.let_go(pages.append(source), 1)
+        traced_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    # Then what is known of one is within it
+    assert pages.away == 22_000
+    assert traced_bytes / pages.away <= 200
+
+
 def test_empty_pages_do_not_share_what_is_sealed_in_one_of_them() -> None:
     # Given two parts' pages
     one, other = Pages(), Pages()

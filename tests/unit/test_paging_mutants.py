@@ -54,7 +54,8 @@ def a_file_stays_if_the_page_was_dropped_meanwhile(self: Pager, done: Written) -
 
 
 def what_was_done_with_lives_again(page: Page | Loaded, version: int) -> Away:
-    return Away(page.end, page.end - page.first, page.bytes, version)
+    size = page.end - page.first
+    return Away.of(page.first, page.end, live=size, bytes_=page.bytes, version=version)
 
 
 def a_read_is_not_tried_again(self: Pager, failed: JobFailed, now: float) -> None:
