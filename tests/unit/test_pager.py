@@ -23,7 +23,6 @@ from paging.pager import (
 )
 from paging.pages import Pages
 from paging.part import Part
-from paging.ranges import Range
 from tanist.wire.batch import Batch, seal
 from tests.unit.fake_disk import FakeDisk
 from tests.unit.test_paging_model import bodies_of
@@ -771,4 +770,3 @@ def test_the_limit_of_a_queue_is_that_of_the_file() -> None:
     assert isinstance(asked, DiskJobs)
     assert 0 < len(asked.jobs) <= WRITES_MAX
     assert all(isinstance(job, WritePage) for job in asked.jobs)
-    part.pages.drop(Range(0, 1))
