@@ -15,14 +15,14 @@ QUEUES_SHOWN_MAX: Final = 40
 """On the page for people; the document for programs has all."""
 
 _PAGE_COLUMNS: Final = (
-    "pages",
-    "on disk",
+    "pages on disk",
     "MiB on disk",
     "in time",
     "late",
-    "written",
-    "read",
-    "failed",
+    "MiB written",
+    "MiB/s",
+    "MiB read",
+    "MiB/s",
 )
 
 
@@ -106,14 +106,14 @@ def _print_pages(nodes: Document) -> None:
             disk = paging["disk"]
             table.add_row(
                 name,
-                f"{paging['pages']:,}",
                 f"{paging['pages_on_disk']:,}",
                 f"{paging['disk_bytes'] >> 20:,}",
                 f"{paging['read_ahead_hits']:,}",
                 f"{paging['read_ahead_misses']:,}",
-                _flow(disk["bytes_written"], disk["writing_s"]),
-                _flow(disk["bytes_read"], disk["reading_s"]),
-                f"{disk['failed']:,}",
+                f"{disk['bytes_written'] >> 20:,}",
+                _speed(disk["bytes_written"], disk["writing_s"]),
+                f"{disk['bytes_read'] >> 20:,}",
+                _speed(disk["bytes_read"], disk["reading_s"]),
             )
         out.print()
         out.print(table)
@@ -122,16 +122,19 @@ def _print_pages(nodes: Document) -> None:
         if paging["trouble"]:
             sentence = f"{name}: pages cannot be written: {paging['trouble']}"
             out.print(sentence, style="yellow", soft_wrap=True)
+        if disk["failed"]:
+            sentence = (
+                f"{name}: {disk['failed']:,} writes or reads of pages failed; its log says how"
+            )
+            out.print(sentence, style="yellow", soft_wrap=True)
         if disk["left"]:
             sentence = f"{name}: {disk['left']:,} files could not be removed: {disk['why_left']}"
             out.print(sentence, style="yellow", soft_wrap=True)
 
 
-def _flow(size: int, busy_s: float) -> str:
-    """How much, and how fast while the disk was busy with it."""
-    if not size:
-        return "nothing"
-    return f"{size >> 20:,} MiB, {size / busy_s / (1 << 20):,.0f} MiB/s"
+def _speed(size: int, busy_s: float) -> str:
+    """How fast that was while the disk was busy with it."""
+    return f"{size / busy_s / (1 << 20):,.0f}" if size else ""
 
 
 def _fullest(queues: Document) -> Document:

@@ -81,7 +81,7 @@ def test_what_went_to_files_and_came_back_is_told(make_cluster: MakeCluster) -> 
     assert disk["bytes_written"] > queue["disk_bytes"]
     assert disk["writing_s"] > 0
     assert disk["files_read"] == disk["failed"] == disk["left"] == 0
-    assert "MiB/s" in page
+    assert "MiB/s" in page, page
 
     # And when all is consumed, nothing is left of it but what was counted
     asyncio.run(consume(cluster.url))

@@ -309,7 +309,7 @@ def on_page(monkeypatch: pytest.MonkeyPatch, **paging: Any) -> str:
     answer["nodes"] = {"a": {"state": "up", "locators": []}}
     answer["memory"] = {"used_bytes": 0, "budget_bytes": 1 << 30}
     disk = {**asdict(Traffic()), **paging.pop("disk", {})}
-    numbers = ("pages", "pages_on_disk", "disk_bytes", "read_ahead_hits", "read_ahead_misses")
+    numbers = ("pages_on_disk", "disk_bytes", "read_ahead_hits", "read_ahead_misses")
     answer["paging"] = {**dict.fromkeys(numbers, 0), "trouble": "", "disk": disk, **paging}
     monkeypatch.setattr("broker.commands.status.with_client", lambda url, work: [answer])
     result = CliRunner(env={"COLUMNS": "120"}).invoke(main, ["status"])
@@ -323,16 +323,19 @@ def test_status_tells_people_how_fast_a_disk_is(monkeypatch: pytest.MonkeyPatch)
     # When people look at the status
     disk = {"files_written": 600, "bytes_written": 600 << 20, "writing_s": 2.0}
     disk |= {"bytes_read": 300 << 20, "reading_s": 4.0}
-    page = on_page(monkeypatch, pages=700, pages_on_disk=300, disk_bytes=300 << 20, disk=disk)
+    places = {"pages_on_disk": 300, "disk_bytes": 300 << 20}
+    ahead = {"read_ahead_hits": 7, "read_ahead_misses": 2}
+    page = on_page(monkeypatch, **places, **ahead, disk=disk)
 
     # Then both are there, and nothing that worries
-    assert "a 700 300 300 0 0 600 MiB, 300 MiB/s 300 MiB, 75 MiB/s 0" in page
+    assert "a 300 300 7 2 600 300 300 75" in page
     assert "cannot" not in page
+    assert "failed" not in page
 
 
 def test_status_is_silent_about_a_disk_that_nobody_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a node all of whose pages are in memory; when people look at the status
-    page = on_page(monkeypatch, pages=700)
+    # Given a node that never wrote a page; when people look at the status
+    page = on_page(monkeypatch)
 
     # Then there is no word of its disk
     assert "MiB on disk" not in page
@@ -341,11 +344,12 @@ def test_status_is_silent_about_a_disk_that_nobody_needed(monkeypatch: pytest.Mo
 
 def test_status_tells_people_what_a_disk_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a disk that is full, on which something stays; when people look at the status
-    disk = {"left": 2, "why_left": "notes stays: it is not a page"}
+    disk = {"failed": 3, "left": 2, "why_left": "notes stays: it is not a page"}
     page = on_page(monkeypatch, trouble="No space left on device", disk=disk)
 
-    # Then it says both
+    # Then it says so
     assert "a: pages cannot be written: No space left on device" in page
+    assert "a: 3 writes or reads of pages failed" in page
     assert "a: 2 files could not be removed: notes stays: it is not a page" in page
 
 
