@@ -122,6 +122,10 @@ def test_the_constants_of_a_module_are_its_own() -> None:
     assert "READS_MAX" in own_constants("paging.disk")
 
 
+def test_no_bound_has_two_rows() -> None:
+    assert len(ROWS) == len(rows())
+
+
 def test_a_changed_default_would_be_found() -> None:
     # Given how the table writes defaults; when they are read, then they are numbers
     assert value_of("64 MiB") == 64 << 20
