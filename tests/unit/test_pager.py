@@ -9,7 +9,17 @@ import pytest
 from broker.core.events import DiskJobs, Effect
 from broker.core.limits import Limits
 from broker.core.storeroom import Storeroom
-from paging.disk import READS_MAX, WRITES_MAX, Fault, Job, ReadBlock, ReadPage, WritePage
+from paging.disk import (
+    READS_MAX,
+    WRITES_MAX,
+    Fault,
+    Job,
+    ReadBlock,
+    ReadPage,
+    RemoveBook,
+    RemovePages,
+    WritePage,
+)
 from paging.page import Away, Page
 from paging.pager import (
     RETRY_S,
@@ -583,6 +593,27 @@ def test_a_page_that_became_sparse_in_its_file_is_had_back_when_the_disk_is_full
     assert (old not in bench.disk.files) == full
     assert in_memory(part) == ([0] if full else [])
     assert (part.bytes < MANY * BODY_BYTES // 5) == full
+
+
+# What is needed no more
+
+
+def test_pages_that_went_before_their_part_did_are_removed_before_its_book() -> None:
+    # Given a part with pages in files
+    bench = Bench()
+    part = bench.part(messages=5)
+    bench.settle(NOTHING)
+    assert bench.disk.files
+
+    # When some are needed no more, and in the same turn the part is gone
+    part.purge(2)
+    bench.pager.retain(set())
+    jobs = bench.turn(PLENTY)
+    bench.serve()
+
+    # Then no removal is of what went with the book
+    assert [type(job) for job in jobs] == [RemovePages, RemoveBook]
+    assert not bench.disk.files
 
 
 # What one part may have
