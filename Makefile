@@ -39,7 +39,7 @@ torture: $(READY) ## KILLS=100 real kills under load, a line each
 	@$(BIN)/python -m perf.torture --kills $${KILLS:-100}
 
 perf: $(READY) ## The benchmarks, one after another; nothing else should run
-	@for bench in throughput promotion memory idle; do \
+	@for bench in throughput promotion memory idle pages; do \
 	    echo "--- $$bench"; $(BIN)/python -m perf.$$bench || exit 1; \
 	done
 
