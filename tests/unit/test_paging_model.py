@@ -258,10 +258,14 @@ class PagerAgainstLists(RuleBasedStateMachine):
         if isinstance(found, int):
             self.peeks[found] = its.bodies[offset]
             self.disk.ask(jobs)
-        else:
-            assert found.found is not None
+        elif found.found is not None:
             batch, first = found.found
             assert body_of(batch, offset - first) == its.bodies[offset]
+        else:
+            at = its.pages.page_with(offset)
+            assert at is not None
+            assert at[1].version == 0, "it has a file"
+            assert self.pager.is_damaged(its.pages, at[0])
         self._time_passes(luck)
 
     # The node
@@ -281,6 +285,20 @@ class PagerAgainstLists(RuleBasedStateMachine):
     @rule(which=WHICH, luck=LUCK)
     def a_page_is_mended(self, which: int, luck: int) -> None:
         self._mend(list(self.damaged)[which % len(self.damaged)])
+        self._time_passes(luck)
+
+    @precondition(lambda self: self.damaged)
+    @rule(which=WHICH, percent=st.integers(0, 99), luck=LUCK)
+    def a_page_is_split(self, which: int, percent: int, luck: int) -> None:
+        """Both halves have something that is needed."""
+        place = list(self.damaged)[which % len(self.damaged)]
+        (copy, first), end = place, self.damaged[place]
+        live = [at for at in copy.live if first <= at < end]
+        if self.pager.is_damaged(copy.pages, first) and len(live) > 1:
+            cut = live[max(1, percent * len(live) // 100)]
+            self.pager.split(copy.pages, first, [cut])
+            self.damaged |= {place: cut, (copy, cut): end}
+            self.seen["split"] += 1
         self._time_passes(luck)
 
     @precondition(lambda self: self.damaged)
@@ -505,7 +523,7 @@ class HealthyDisk(PagerAgainstLists):
 class AnyFault(PagerAgainstLists):
     """All that can fail does."""
 
-    MUST_SEE = PagerAgainstLists.MUST_SEE | TROUBLE | {"PageDamaged"}
+    MUST_SEE = PagerAgainstLists.MUST_SEE | TROUBLE | {"PageDamaged", "split"}
     seen: ClassVar[Counter[str]] = Counter()
 
 
