@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from sortedcontainers import SortedDict, SortedList
 
@@ -124,6 +124,15 @@ _NO_PAGES: Final[SortedDict[int, Entry]] = SortedDict()
 _NONE_RESIDENT: Final[SortedList[int]] = SortedList()
 
 
+class Head(NamedTuple):
+    """What is handed out at once."""
+
+    run: Range
+    pieces: tuple[Piece, ...]
+    """All of its messages, batch by batch."""
+    bodies_len: int
+
+
 class Pages:
     """All batches of a part that are still needed, by the offsets of their messages.
 
@@ -183,8 +192,7 @@ class Pages:
         """Pages that had been away and were there again when the cursor arrived."""
         self.misses = 0
         """Pages for which a consumer waited."""
-        # The batch that was asked for last: what plans a delivery asks for it, and so does
-        # what makes the frames of it.
+        # The batch that was asked for last: a large one is handed out in several runs.
         self._recent: Batch | None = None
         self._recent_first = self._recent_end = 0
 
@@ -369,22 +377,29 @@ class Pages:
         """The messages of a run, batch by batch. None of them may have been dropped."""
         return pieces(self.batch_at, run)
 
-    def fitting(self, run: Range, bytes_max: int) -> Range:
+    def fitting(self, run: Range, bytes_max: int) -> Head:
         """The beginning of a run that has at most `bytes_max` bytes of bodies.
 
         One message at least. `O(batches + log messages of the last one)`.
         """
-        offset = run.first
-        for batch, index, count in self.pieces(run):
+        offset, bodies_len = run.first, 0
+        found: list[Piece] = []
+        for piece in self.pieces(run):
+            batch, index, count = piece
             base = batch.end_of(index - 1)
-            bodies_len = batch.end_of(index + count - 1) - base
-            if bodies_len > bytes_max:
-                if offset == run.first or batch.end_of(index) - base <= bytes_max:
-                    offset += batch.fitting(index, count, bytes_max)
-                return Range(run.first, offset)
-            bytes_max -= bodies_len
+            piece_len = batch.end_of(index + count - 1) - base
+            left = bytes_max - bodies_len
+            if piece_len > left:
+                if not found or batch.end_of(index) - base <= left:
+                    count = batch.fitting(index, count, left)
+                    found.append((batch, index, count))
+                    bodies_len += batch.end_of(index + count - 1) - base
+                    offset += count
+                return Head(Range(run.first, offset), tuple(found), bodies_len)
+            found.append(piece)
+            bodies_len += piece_len
             offset += count
-        return run
+        return Head(run, tuple(found), bodies_len)
 
     # What the keeper does
 

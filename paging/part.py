@@ -42,7 +42,7 @@ from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
-from paging.pages import Pages
+from paging.pages import Head, Pages
 from paging.ranges import Counted, Range, RangeMap, Ranges
 from tanist.wire.batch import IN_DOUBT, Batch
 
@@ -170,7 +170,7 @@ class Part:
         self._crc = crc32c(data, self._crc)
         return run
 
-    def head(self, *, count_max: int, bytes_max: int) -> Range | None:
+    def head(self, *, count_max: int, bytes_max: int) -> Head | None:
         """The next run to hand out, or None if nothing waits, or if it is not in memory yet.
 
         At most `count_max` messages with `bytes_max` bytes of bodies, but always one. All of

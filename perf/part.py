@@ -56,11 +56,11 @@ def through(part: Part, source: Batch, *, publishes: int, run_count: int) -> Cal
     def turn() -> None:
         for _ in range(publishes):
             part.append(source)
-        run = part.head(count_max=run_count, bytes_max=BYTES_MAX)
-        assert run is not None
+        head = part.head(count_max=run_count, bytes_max=BYTES_MAX)
+        assert head is not None
         delivery = next(number)
-        part.deliver(delivery, run, HOLDER)
-        part.ack(delivery, run)
+        part.deliver(delivery, head.run, HOLDER)
+        part.ack(delivery, head.run)
 
     return turn
 

@@ -280,9 +280,10 @@ class Dispatcher:
         count_max = min(self._messages_left(leg), ALONE_MESSAGES_MAX if alone else RUN_MESSAGES_MAX)
         bytes_left = leg.bytes_allowed - leg.bytes_used
         bytes_max = min(bytes_left, ALONE_BYTES_MAX if alone else RUN_BYTES_MAX)
-        run = part.head(count_max=count_max, bytes_max=bytes_max)
-        if run is None:
+        head = part.head(count_max=count_max, bytes_max=bytes_max)
+        if head is None:
             return 0
+        run, pieces, bodies_len = head
         consumer_number = office.consumer_number(part_number, leg.holder)
         if consumer_number is None:
             consumer_number = office.next_consumer
@@ -290,11 +291,9 @@ class Dispatcher:
         number, count = office.next_delivery, run.size
         append(Deliver(part_number, run.first, count, consumer_number, number))
         redelivered = bool(part.flagged(run))  # A head is flagged as a whole, or not at all.
-        pieces = tuple(part.pages.pieces(run))
         planned.append(
             Planned(leg.number, part_number, number, run.first, count, redelivered, pieces)
         )
-        bodies_len = sum(batch.end_of(at + n - 1) - batch.end_of(at - 1) for batch, at, n in pieces)
         leg.messages_used += count
         leg.bytes_used += bodies_len
         queue.robin.move_to_end(leg.number)

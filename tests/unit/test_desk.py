@@ -482,7 +482,7 @@ def test_after_a_takeover_the_grace_is_longer_and_nothing_counts() -> None:
     assert part is not None
     head = bench.office.part(part).head(count_max=10, bytes_max=1000)
     assert head is not None
-    assert bench.office.part(part).attempts(head) == []
+    assert bench.office.part(part).attempts(head.run) == []
 
 
 def test_a_clean_close_returns_everything_at_once() -> None:

@@ -202,10 +202,11 @@ class World:
         patience = self.now + PATIENCE_S
         part, office = self.owner.part, self.owner.office
         while part.ready and self.now < patience:
-            run = part.head(count_max=50, bytes_max=1 << 20)
-            if run is None:
+            head = part.head(count_max=50, bytes_max=1 << 20)
+            if head is None:
                 self.turn()
                 continue
+            run = head.run
             got += numbers(part, run)
             number = office.next_delivery
             self.apply(

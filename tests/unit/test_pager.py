@@ -97,14 +97,14 @@ class Bench:
 
     def take(self, part: Part) -> int | None:
         """Deliver the next message, if it is in memory. Returns its offset."""
-        run = part.head(count_max=1, bytes_max=PLENTY)
-        if run is None:
+        head = part.head(count_max=1, bytes_max=PLENTY)
+        if head is None:
             return None
-        [body] = bodies_of(part.pages.pieces(run))
-        assert int(body[:8]) == run.first
+        [body] = bodies_of(head.pieces)
+        assert int(body[:8]) == head.run.first
         self.deliveries += 1
-        part.deliver(self.deliveries, run, "somebody")
-        return run.first
+        part.deliver(self.deliveries, head.run, "somebody")
+        return head.run.first
 
     def requeue(self, part: Part, offset: int) -> None:
         for number, run in part.held_by("somebody"):

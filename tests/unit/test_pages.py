@@ -192,7 +192,9 @@ def test_a_run_is_cut_to_the_bytes_that_fit_across_batches() -> None:
     run = Range(0, 6)
 
     # When ever more bytes are allowed
-    ends = [pages.fitting(run, bytes_max).end for bytes_max in (0, 5, 9, 10, 19, 20, 30, 49, 50)]
+    ends = [
+        pages.fitting(run, bytes_max).run.end for bytes_max in (0, 5, 9, 10, 19, 20, 30, 49, 50)
+    ]
 
     # Then as many messages fit as are within, but always one
     assert ends == [1, 1, 1, 2, 2, 3, 4, 5, 6]
@@ -207,7 +209,9 @@ def test_a_run_may_start_in_the_middle_of_a_batch_when_it_is_cut() -> None:
     fitting = pages.fitting(Range(1, 5), 5)
 
     # Then two messages fit
-    assert fitting == Range(1, 3)
+    assert fitting.run == Range(1, 3)
+    assert [piece[1:] for piece in fitting.pieces] == [(1, 2)]
+    assert fitting.bodies_len == 4
 
 
 def test_a_small_part_of_a_large_record_does_not_pin_the_record() -> None:

@@ -383,19 +383,19 @@ class PagerAgainstLists(RuleBasedStateMachine):
 
     def _deliver(self, copy: Copy, count_max: int, bytes_max: int) -> bool:
         expected = copy.head(count_max, bytes_max)
-        run = copy.part.head(count_max=count_max, bytes_max=bytes_max)
-        self.seen["delivered" if run else "away" if expected else "nothing waits"] += 1
-        if run is None:
+        head = copy.part.head(count_max=count_max, bytes_max=bytes_max)
+        self.seen["delivered" if head else "away" if expected else "nothing waits"] += 1
+        if head is None:
             if expected is not None:
                 self._check_it_will_come(copy, expected.first)
             return False
         assert expected is not None
+        run, pieces = head.run, [*head.pieces]
         assert run.first == expected.first < run.end <= expected.end
         if run.end < expected.end:
             at = copy.pages.page_with(run.end)
             assert at is not None
             assert isinstance(at[1], Away)
-        pieces = list(copy.pages.pieces(run))
         self.read = [*self.read[-3:], (pieces, copy.bodies[run.first : run.end])]
         assert bodies_of(pieces) == copy.bodies[run.first : run.end]
         copy.part.deliver(copy.numbers, run, "somebody")

@@ -26,7 +26,8 @@ def part_of(count: int) -> Part:
 
 
 def head(part: Part, count_max: int = 1000, bytes_max: int = 1 << 20) -> Range | None:
-    return part.head(count_max=count_max, bytes_max=bytes_max)
+    found = part.head(count_max=count_max, bytes_max=bytes_max)
+    return found and found.run
 
 
 def give_back(part: Part, number: int, run: Range) -> Answer:

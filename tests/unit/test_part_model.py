@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from paging.page import Piece
 from paging.pages import Pages
 from paging.part import Answer, Part
 from paging.ranges import Range
@@ -42,9 +43,9 @@ def runs(offsets: Iterable[int]) -> list[Range]:
     return found
 
 
-def bodies(part: Part, run: Range) -> list[bytes]:
+def bodies(pieces: Iterable[Piece]) -> list[bytes]:
     found = []
-    for batch, index, count in part.pages.pieces(run):
+    for batch, index, count in pieces:
         ends = array("I", [0, *batch.ends()])
         blob = batch.data[batch.bodies_at : batch.bodies_at + batch.bodies_len]
         found += [blob[ends[at] : ends[at + 1]] for at in range(index, index + count)]
@@ -83,8 +84,13 @@ class PartAgainstList(RuleBasedStateMachine):
     )
     def deliver_head(self, count_max: int, bytes_max: int, holder: tuple[str, int]) -> None:
         expected = self._head(count_max, bytes_max)
+        found = [message.body for message in self.messages[slice(*expected)]]
         for part in self.parts:
-            assert part.head(count_max=count_max, bytes_max=bytes_max) == expected
+            head = part.head(count_max=count_max, bytes_max=bytes_max)
+            assert head is not None
+            assert head.run == expected
+            assert bodies(head.pieces) == found
+            assert head.bodies_len == sum(map(len, found))
         self._deliver(expected, holder)
 
     @precondition(lambda self: self._in(FRESH))
@@ -177,7 +183,7 @@ class PartAgainstList(RuleBasedStateMachine):
             assert attempts == {at: m.attempts for at, m in living if m.attempts}
             for run in runs(at for at, _ in living):
                 expected = [m.body for m in self.messages[run.first : run.end]]
-                assert bodies(part, run) == expected
+                assert bodies(part.pages.pieces(run)) == expected
 
     def _deliver(self, run: Range, holder: tuple[str, int]) -> None:
         number = len(self.holders)
