@@ -1,39 +1,32 @@
 """A disk in memory, which answers a pager's jobs when a test says so, and fails when it says so.
 
-It watches the agreement of `paging.disk`, too: how many jobs may wait, that no file is written
-over another, and that none is asked for or removed that never was there.
+It watches the agreement of `paging.disk`, too: how many jobs may wait, and that no version of a
+page is written twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from paging import pager as pager_module
 from paging.disk import (
-    BlockRead,
     Done,
     Fault,
     Job,
-    JobFailed,
-    PageRead,
     ReadBlock,
     ReadPage,
     RemoveBook,
     RemovePages,
     WritePage,
-    Written,
 )
-from paging.pagefile import Book, PageFileError, PageKey, decode, encode
+from paging.pagefile import Book, PageKey
+from tests.unit.files_in_memory import FilesInMemory
 
-LIFE: Final = bytes(range(16))
 
-
-class FakeDisk:
+class FakeDisk(FilesInMemory):
     def __init__(self) -> None:
-        self.files: dict[PageKey, bytes] = {}
+        super().__init__()
         self.pending: list[Job] = []
-        self.removed_by_others: set[PageKey] = set()
         self._keys_seen: set[PageKey] = set()
 
     def ask(self, jobs: list[Job]) -> None:
@@ -92,25 +85,7 @@ class FakeDisk:
     def do(self, job: Job, fault: Fault | None = None) -> Done | None:
         """Do a job of `next_ones`. A fault is passed over where it makes no sense."""
         self.pending.remove(job)
-        match job:
-            case WritePage():
-                if fault in (Fault.FULL, Fault.BROKEN):
-                    return JobFailed(job, fault, "it could not be written")
-                buffers = encode(job.key, LIFE, job.end, job.blocks)
-                assert job.key not in self.files
-                self.files[job.key] = b"".join(buffers)
-                return Written(job.key, len(self.files[job.key]))
-            case ReadPage() | ReadBlock():
-                return self._read(job, fault)
-            case RemovePages(keys=[key]):
-                assert key in self.files or key in self.removed_by_others
-                self.files.pop(key, None)
-            case RemoveBook():
-                for key in [key for key in self.files if key.book == job.book]:
-                    del self.files[key]
-            case RemovePages():
-                raise AssertionError("split when it was asked")
-        return None
+        return self.finish(job, fault)
 
     def do_all(self, fault: Fault | None = None) -> Iterator[Done]:
         """What is asked for meanwhile is done, too."""
@@ -118,35 +93,3 @@ class FakeDisk:
             done = self.do(self.next_ones()[0], fault)
             if done is not None:
                 yield done
-
-    def damage(self, key: PageKey) -> None:
-        data = bytearray(self.files[key])
-        data[-1] ^= 0x10
-        self.files[key] = bytes(data)
-
-    def remove(self, key: PageKey) -> None:
-        """As somebody would who has no business there."""
-        del self.files[key]
-        self.removed_by_others.add(key)
-
-    def _read(self, job: ReadPage | ReadBlock, fault: Fault | None) -> Done:
-        key = job.key
-        if fault is Fault.BROKEN:
-            return JobFailed(job, fault, "the system would not read it")
-        if fault is Fault.GONE and key in self.files:
-            self.remove(key)
-        if fault is Fault.DAMAGED and isinstance(job, ReadBlock):
-            return JobFailed(job, fault, "read wrongly, and well the next time")
-        if fault is Fault.DAMAGED and key in self.files:
-            self.damage(key)
-        if key not in self.files:
-            assert key in self.removed_by_others, "a file that was never there, or not any more"
-            return JobFailed(job, Fault.GONE, "it is not there")
-        try:
-            image = decode(self.files[key], key, LIFE)
-        except PageFileError as error:
-            return JobFailed(job, Fault.DAMAGED, str(error))
-        if isinstance(job, ReadPage):
-            return PageRead(key, image)
-        block = next(block for block in image.blocks if block.first <= job.offset < block.end)
-        return BlockRead(key, job.token, block)
