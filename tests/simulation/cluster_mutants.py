@@ -15,12 +15,18 @@ from broker.core.channels import ProducerChannel
 from broker.core.connection import Connection
 from broker.core.consumers import Consumers
 from broker.core.desk import Desk
+from broker.core.desks import Desks
 from broker.core.events import Effect
 from broker.core.handout import Hand, Handout, Released
 from broker.core.holdings import Holdings
+from broker.core.mending import Mending, _Source
 from broker.core.ops import Ack, PostOfficeOp
 from broker.core.post_office import PostOffice
 from broker.core.producers import Producers
+from broker.core.storeroom import Storeroom
+from paging.disk import JobFailed, WritePage, Written
+from paging.page import Away
+from paging.pager import PageDamaged, Pager
 from paging.part import Answer, Part
 from paging.ranges import Range
 from replication.core import succession
@@ -28,6 +34,7 @@ from replication.core.events import PeerData, PeerEffect
 from replication.core.links import LinkNews, Links
 from replication.core.release import Release
 from replication.core.stream import Stream
+from replication.core.stream_events import Promoted
 from tanist.core.leg import Leg
 from tanist.core.link import Link
 from tanist.wire import control, hot
@@ -46,6 +53,8 @@ _requeue = Part.requeue
 _decode = PostOffice.decode
 _received = Links._received
 _request = Leg.request
+_promoted = Desks.promoted
+_failed = Pager._failed
 
 
 # What leaves, and when
@@ -140,6 +149,46 @@ def _shadows_forget_some_acks(kind: int, data: bytes, start: int, end: int) -> P
     if isinstance(op, Ack) and sum(n for n, _, _ in op.runs) % 5 == 0:
         return Ack(op.part, ())
     return op
+
+
+# Pages
+
+
+def _what_is_in_files_is_passed_over(
+    self: Desks, news: Promoted, now: float, outbox: list[Effect]
+) -> None:
+    _promoted(self, news, now, outbox)
+    desk = self.offices.get(news.sid)
+    if desk is not None:
+        for part in map(desk.office.part, filter(desk.office.has_part, range(100))):
+            for first in part.pages.firsts():
+                page = part.pages.sealed(first)
+                if isinstance(page, Away):
+                    part.pages.lost.merge(Range(first, page.end))
+
+
+def _nobody_is_asked(self: Mending, news: PageDamaged, now: float) -> None:
+    copy = self._copies.here(news.book.sid)
+    if copy is not None and copy.office.has_part(news.book.part):
+        self._pager.give_up(copy.office.part(news.book.part).pages, news.first)
+
+
+def _finds_the_batch_before(self: _Source, offset: int) -> tuple[Batch, int]:
+    at = self._pieces.bisect_right(offset) - 1
+    first, batch = self._pieces.peekitem(at)
+    _, before = self._pieces.peekitem(max(0, at - 1))
+    return before if before.count == batch.count else batch, first
+
+
+def _nobody_is_told_that_pages_came(self: Storeroom, desks: Desks) -> None:
+    self.pager.take_arrived()
+
+
+def _a_failed_write_counts(self: Pager, failed: JobFailed, now: float) -> None:
+    if isinstance(failed.job, WritePage):
+        self._written(Written(failed.job.key, 0))
+    else:
+        _failed(self, failed, now)
 
 
 # The node among others
@@ -241,6 +290,26 @@ MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
     "a client does not present its unanswered acks": (
         Profile.TIGHT,
         Mutant(((Leg, "request", _presents(acked=[])),)),
+    ),
+    "a promoted shadow forgets what is in files": (
+        Profile.PAGED,
+        Mutant(((Desks, "promoted", _what_is_in_files_is_passed_over),)),
+    ),
+    "no other copy is asked for what cannot be read": (
+        Profile.PAGED,
+        Mutant(((Mending, "damaged", _nobody_is_asked),)),
+    ),
+    "a mended page has one batch twice, and another one not at all": (
+        Profile.PAGED,
+        Mutant(((_Source, "find", _finds_the_batch_before),)),
+    ),
+    "nobody is told that pages were read": (
+        Profile.PAGED,
+        Mutant(((Storeroom, "hand_over", _nobody_is_told_that_pages_came),)),
+    ),
+    "a write that failed counts as one that did not": (
+        Profile.PAGED,
+        Mutant(((Pager, "_failed", _a_failed_write_counts),)),
     ),
     "a client keeps what is not its own": (
         Profile.PLAIN,

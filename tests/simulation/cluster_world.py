@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from msgspec.structs import replace
+
 from broker.core.events import Exit, Log, Stop
 from broker.core.limits import Limits, Timing
 from broker.core.node import Node
+from broker.core.post_office import PostOffice
 from broker.core.settings import NodeSettings
 from replication.core.clustermap import CATALOG_SID, StreamEntry
 from replication.core.identity import Incarnation
@@ -27,6 +30,7 @@ from tests.simulation import history
 from tests.simulation.faults import ENDLESS, Climate, Fault, Profile
 from tests.simulation.invariants import Invariants, Violation
 from tests.simulation.network import FAIR, Network
+from tests.simulation.page_disk import DiskHealth
 from tests.simulation.pipes import Pipes
 from tests.simulation.sim_client import Plan, SimClient
 from tests.simulation.sim_node import CLIENT_PORT, PEER_PORT, Group, SimNode, Watch
@@ -37,8 +41,6 @@ SETTLE_S_MAX: Final = 60.0
 """Before the fault that never ends, everybody who can be in sync must be after so long."""
 OPERATE_S: Final = 8.0
 """When nobody who is in sync lives, the operator waits so long before he gives up the others."""
-BACKLOG_MAX: Final = 150
-"""Messages posted and not acknowledged; beyond, nobody posts, so that a run stays short."""
 EVERY: Final = "every"
 ONE: Final = "one"
 SOLO: Final = "solo"
@@ -135,6 +137,11 @@ class ClusterWorld:
         }
         for node in self.nodes.values():
             node.turn_s = self.climate.turn_s
+        paging = self.climate.paging
+        self._spoiler = self.nodes[chance.choice(names)] if paging is not None else None
+        """The only node whose pages may be spoiled for good, so that others can read them."""
+        if self._spoiler is not None and paging is not None:
+            self._spoiler.health.spoils = paging.spoils
         self.invariants = Invariants(self.nodes, self._stream_lost, self._stream_taken, chance)
         self.clients = [self._client(index) for index in range(self.climate.clients)]
 
@@ -161,7 +168,15 @@ class ClusterWorld:
     # The nodes
 
     def _settings_of(self, name: str, names: str) -> NodeSettings:
-        climate = self.climate
+        climate, paging = self.climate, self.climate.paging
+        limits = Limits(
+            producer_credit_messages=self._chance.choice((50, 50_000)),
+            consumer_credit_messages_max=100_000,
+        )
+        if paging is not None:
+            limits = replace(
+                limits, page_bytes=paging.page_bytes, read_ahead_bytes=paging.read_ahead_bytes
+            )
         return NodeSettings(
             name=name,
             cluster="sim",
@@ -171,10 +186,8 @@ class ClusterWorld:
             group_address=f"group-{name}",
             locators=(f"{name}:{CLIENT_PORT}",),
             failover_peers=climate.failover_peers,
-            limits=Limits(
-                producer_credit_messages=self._chance.choice((50, 50_000)),
-                consumer_credit_messages_max=100_000,
-            ),
+            limits=limits,
+            pages_bytes_max=paging.pages_bytes_max if paging is not None else None,
             timing=Timing(
                 silence_ms=climate.silence_ms,
                 grace_ms=climate.grace_ms,
@@ -211,7 +224,7 @@ class ClusterWorld:
             takes_from=tuple(takes),
             automatic=chance.random() < 0.3,
             prefetch=chance.choice((1, 5, 50, 1000)),
-            work_s=chance.choice((0.0, 0.0, 0.002, 0.02)),
+            work_s=chance.choice(self.climate.work_s),
             failover_timeout_s=chance.choice((5.0, 200.0)),
         )
         return SimClient(
@@ -222,7 +235,7 @@ class ClusterWorld:
             network=self.network,
             pipes=self.pipes,
             tell=self._tell,
-            may_post=lambda: self._backlog < BACKLOG_MAX,
+            may_post=lambda: self._backlog < self.climate.backlog,
             broke=self._client_broke,
             draw_id=lambda: f"{chance.getrandbits(128):032x}",
             lost_catalog=lambda: self._catalog_lost,
@@ -253,10 +266,30 @@ class ClusterWorld:
     def _turned(self, node: SimNode) -> None:
         self.invariants.turn(node)
         self._watch_graces(node)
+        if self.climate.paging is not None and self._chance.random() < 0.02:
+            assert node.core is not None
+            node.core.storeroom.pager.check()
 
     def _logged(self, node: SimNode, log: Log) -> None:
         self.report.rare[f"log: {log.event}"] += 1
         self._say(f"{node.name}: {log.event} {log.fields}")
+        match log:
+            case Log(event="serves a stream", fields={"sid": int(sid)}) if node.core is not None:
+                machine = node.core.member.streams[sid].machine
+                if isinstance(machine, PostOffice) and machine.shelf.tally.disk_bytes:
+                    self.report.rare["takeovers with pages away"] += 1
+            case Log(
+                event="messages are lost",
+                fields={
+                    "queue": str(queue),
+                    "post_office": int(sid),
+                    "first": int(first),
+                    "end": int(end),
+                },
+            ):
+                at = self.network.now
+                passed = history.PassedOver(at=at, queue=queue, sid=sid, first=first, end=end)
+                self.events.append(passed)
 
     def _exited(self, node: SimNode, effect: Exit) -> None:
         if effect.code:
@@ -390,6 +423,23 @@ class ClusterWorld:
             case Fault.CLOSE_CLIENT:
                 client.leave()
                 self._end_later(until_s, client.start)
+            case Fault.DISK_FULL | Fault.DISK_DEAF | Fault.DISK_SLOW:
+                self._ail(node.health, fault, until_s)
+            case Fault.SPOIL_PAGES | Fault.CLEAR_PAGES:
+                assert self._spoiler is not None
+                assert self.climate.paging is not None
+                pages = self._spoiler.pages
+                if pages is not None and self.climate.paging.clears:
+                    (pages.spoil if fault is Fault.SPOIL_PAGES else pages.clear)()
+
+    def _ail(self, health: DiskHealth, fault: Fault, until_s: float | None) -> None:
+        ail = {
+            Fault.DISK_FULL: health.fill,
+            Fault.DISK_DEAF: health.deafen,
+            Fault.DISK_SLOW: health.slow_down,
+        }[fault]
+        ail(1)
+        self._end_later(until_s, partial(ail, -1))
 
     def _ways(self, name: str, places: list[str]) -> list[tuple[str, str]]:
         return [(name, place) for place in places] + [(place, name) for place in places]
@@ -424,6 +474,7 @@ class ClusterWorld:
         self.network.weather = FAIR
         self.pipes.heal()
         for node in self.nodes.values():
+            node.health.heal()
             node.kill_in_turn(None)
             if node.stopped:
                 node.go_on()
@@ -535,7 +586,18 @@ class ClusterWorld:
                 stat = desk.office.stat(queue.id) if desk is not None else None
                 if stat is not None and (stat.ready or stat.in_flight):
                     left.append(f"stream {sid} at {entry.owner}: {queue.name} has {stat}")
+            left += self._pages_of(sid, entry)
         return left
+
+    def _pages_of(self, sid: int, entry: StreamEntry) -> list[str]:
+        """Files that members of the in-sync set have, though nothing may be left to be in them."""
+        return [
+            f"{who} has {key}"
+            for who in entry.isr
+            if self._lives(who) and (pages := self.nodes[who.node].pages) is not None
+            for key in pages.files
+            if key.book.sid == sid
+        ]
 
     def _behind(self, sid: int, entry: StreamEntry, log_end: int) -> list[str]:
         """The members of the in-sync set that do not have all."""
@@ -549,8 +611,9 @@ class ClusterWorld:
 
     def _check_end(self) -> None:
         for node in self.nodes.values():
-            self.report.rare += node.counts
+            self.report.rare += node.health.counts
             if node.core is not None:
+                node.core.storeroom.pager.check()
                 for stream in node.core.member.streams.values():
                     self.report.rare.update(stream.counts)
         for client in self.clients:

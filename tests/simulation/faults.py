@@ -1,11 +1,13 @@
 """What goes wrong in a simulated cluster, and how often: drawn anew by each seed.
 
-Three profiles, since none of them finds what the others find:
+Four profiles, since none of them finds what the others find:
 
     plain    every fault there is; then all heals, and everything must drain
     tight    no process dies; owners are suspected soon and wrongly, and what a cut holds back
              arrives after somebody else has taken over
     steady   faults, a pause, and then one that never ends: the others must go on without
+    paged    as plain, and memory is so small that most messages are in page files; disks are
+             full, slow or broken for a while, and one of them loses what it was given
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ class Profile(StrEnum):
     PLAIN = "plain"
     TIGHT = "tight"
     STEADY = "steady"
+    PAGED = "paged"
 
 
 class Fault(StrEnum):
@@ -46,6 +49,11 @@ class Fault(StrEnum):
     FREEZE_CLIENT = "freeze a client"
     KILL_CLIENT = "kill a client"
     CLOSE_CLIENT = "close a client"
+    DISK_FULL = "no page can be written"
+    DISK_DEAF = "no page can be read"
+    DISK_SLOW = "a disk is slow"
+    SPOIL_PAGES = "pages are spoiled"
+    CLEAR_PAGES = "all pages of a node are removed"
 
 
 _PLAIN: Final = {
@@ -69,6 +77,13 @@ _PLAIN: Final = {
     Fault.KILL_CLIENT: 1,
     Fault.CLOSE_CLIENT: 1,
 }
+_PAGED: Final = _PLAIN | {
+    Fault.DISK_FULL: 5,
+    Fault.DISK_DEAF: 5,
+    Fault.DISK_SLOW: 4,
+    Fault.SPOIL_PAGES: 5,
+    Fault.CLEAR_PAGES: 2,
+}
 _TIGHT: Final = {
     Fault.FREEZE: 5,
     Fault.CUT: 4,
@@ -91,6 +106,34 @@ ENDLESS: Final = (
     Fault.ISOLATE_MOST,
 )
 """Of which profile *steady* makes one that does not end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """How little memory there is, and what keeps it filled."""
+
+    page_bytes: int
+    pages_bytes_max: int
+    """Pages take up no more in the memory of a node."""
+    read_ahead_bytes: int
+    body_bytes: int
+    """A message is that long at least."""
+    spoils: float
+    """This share of what is written to one node's disk can never be read again."""
+    clears: bool
+    """A fault may spoil or remove what is there, on the same node."""
+
+    @staticmethod
+    def draw(chance: random.Random) -> Paging:
+        page_bytes = chance.choice((300, 1_000, 4_000))
+        return Paging(
+            page_bytes=page_bytes,
+            pages_bytes_max=chance.choice((0, 4_000, 16_000)),
+            read_ahead_bytes=page_bytes * chance.choice((1, 4)),
+            body_bytes=chance.choice((0, 100, 400, 1_500)),
+            spoils=chance.choice((0.0, 0.02, 0.3)),
+            clears=chance.random() < 0.7,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +170,17 @@ class Climate:
     """Share of the messages that a consumer keeps for a while."""
     returns: float
     """Share of the messages that it gives back."""
+    work_s: tuple[float, ...]
+    """Of these each client draws how long it needs for a message."""
+    backlog: int
+    """Messages posted and not acknowledged; beyond, nobody posts, so that a run stays short."""
+    paging: Paging | None
+    """None: there is memory for everything."""
 
     @staticmethod
     def draw(chance: random.Random, profile: Profile) -> Climate:
-        tight = profile is Profile.TIGHT
-        weights = _TIGHT if tight else _PLAIN
+        tight, paged = profile is Profile.TIGHT, profile is Profile.PAGED
+        weights = _TIGHT if tight else _PAGED if paged else _PLAIN
         left_out = {fault for fault in weights if chance.random() < 0.3}
         kinds = [fault for fault in weights if fault not in left_out] or list(weights)
         nodes = chance.choice((3, 3, 3, 4, 5))
@@ -162,4 +211,7 @@ class Climate:
             closes_s=chance.choice((1.0, 5.0, 1_000.0)),
             holds=chance.choice((0.0, 0.1, 0.5)),
             returns=chance.choice((0.0, 0.02, 0.1)),
+            work_s=(0.01, 0.05, 0.2) if paged else (0.0, 0.0, 0.002, 0.02),
+            backlog=250 if paged else 150,
+            paging=Paging.draw(chance) if paged else None,
         )

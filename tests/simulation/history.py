@@ -139,6 +139,16 @@ class StreamLost(Event, frozen=True, kw_only=True):
     gen: int
 
 
+class PassedOver(Event, frozen=True, kw_only=True):
+    """No copy could read these messages for a while, and a node said so: readers got what comes
+    after them, and may get them later."""
+
+    queue: str
+    sid: int
+    first: int
+    end: int
+
+
 class Left(Event, frozen=True, kw_only=True):
     """What a queue still holds at the end, of one post office."""
 
@@ -164,6 +174,7 @@ Recorded = (
     | Answered
     | Gone
     | StreamLost
+    | PassedOver
     | Left
     | Unanswered
 )
@@ -244,6 +255,7 @@ def check(events: Iterable[Recorded]) -> Verdict:
     lives: dict[Message, _Life] = defaultdict(_Life)
     gone: dict[tuple[str, str], list[float]] = defaultdict(list)
     lost: set[tuple[int, int]] = set()
+    passed_over: list[PassedOver] = []
     consumers: dict[str, set[str]] = defaultdict(set)
     ordered = sorted(events, key=lambda event: event.at)
     for event in ordered:
@@ -268,6 +280,8 @@ def check(events: Iterable[Recorded]) -> Verdict:
                 gone[event.client, event.consumer].append(event.at)
             case StreamLost():
                 lost.add((event.sid, event.gen))
+            case PassedOver():
+                passed_over.append(event)
             case Left():
                 if event.ready or event.in_flight:
                     verdict.found("stuck", _short(event))
@@ -279,7 +293,7 @@ def check(events: Iterable[Recorded]) -> Verdict:
         _check_unexpected(message, life, lost, verdict)
         _check_copies(message, life, gone, verdict)
         _check_resurrected(message, life, verdict)
-    _check_order(ordered, consumers, verdict)
+    _check_order(ordered, consumers, passed_over, verdict)
     _check_owners(ordered, lives, verdict)
     return verdict
 
@@ -397,17 +411,27 @@ def _is_later(copy: Handed | Settled, answer: Answered) -> bool:
 
 
 def _check_order(
-    ordered: Sequence[Recorded], consumers: dict[str, set[str]], verdict: Verdict
+    ordered: Sequence[Recorded],
+    consumers: dict[str, set[str]],
+    passed_over: list[PassedOver],
+    verdict: Verdict,
 ) -> None:
     last: dict[tuple[str, str, int, int], Handed] = {}
     for event in ordered:
         if not isinstance(event, Handed) or event.redelivered or len(consumers[event.queue]) > 1:
+            continue
+        if any(_is_in(event, passed) for passed in passed_over):
             continue
         key = (event.queue, event.message.producer, event.sid, event.gen)
         before = last.get(key)
         if before is not None and before.message.n > event.message.n:
             verdict.found("reordered", f"{event.message} after {before.message}: {_short(event)}")
         last[key] = event
+
+
+def _is_in(copy: Handed, passed: PassedOver) -> bool:
+    place = (copy.queue, copy.sid)
+    return place == (passed.queue, passed.sid) and passed.first <= copy.offset < passed.end
 
 
 def _check_owners(

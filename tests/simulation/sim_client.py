@@ -537,11 +537,13 @@ class SimClient:
         self._later(process, self._climate.post_s, partial(self._post, queue))
         if not self._may_post():
             return
+        paging = self._climate.paging
         for _ in range(self._chance.randint(1, self._climate.burst)):
             message = history.Message(f"{self.name}-{queue}", process.next_n)
             process.next_n += 1
             self._tell(history.Posted(at=self._network.now, message=message, queue=queue))
-            batch = producer.post(f"{message.producer}:{message.n}".encode())
+            body = f"{message.producer}:{message.n}".rjust(paging.body_bytes if paging else 0)
+            batch = producer.post(body.encode())
             if batch.token is None:
                 batch.token = _Batch([])
             assert isinstance(batch.token, _Batch)
@@ -653,7 +655,7 @@ class SimClient:
                     return
 
     def _hand_out(self, process: _Process, worker: _Worker, run: Run, index: int) -> None:
-        producer, _, n = run.body(index).decode().rpartition(":")
+        producer, _, n = run.body(index).decode().lstrip().rpartition(":")
         message = history.Message(producer, int(n))
         self._tell(
             history.Handed(

@@ -7,7 +7,6 @@ last one, with some of its effects done and others not.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,10 +42,9 @@ from broker.core.events import (
     Wake,
 )
 from broker.core.node import Node
-from paging.disk import Done
 from tanist.wire.batch import Part
 from tests.simulation.network import Disk, Network
-from tests.simulation.page_disk import PageDisk
+from tests.simulation.page_disk import DiskHealth, PageDisk
 from tests.simulation.pipes import Pipes, Socket
 
 PEER_PORT: Final = 1
@@ -117,7 +115,7 @@ class SimNode:
         name: Of the place, and of the node.
         disk: What survives the processes.
         stopped: The process is frozen: what comes waits, and so do its timers.
-        counts: What its disk with pages did.
+        health: Of its disk with pages.
         clock_s: What this machine's clock shows at the beginning; nothing may compare two.
     """
 
@@ -136,7 +134,7 @@ class SimNode:
         self.stopped = False
         self.clock_s = network.chance.uniform(0.0, 10_000.0)
         self.turn_s = 0.0
-        self.counts: Counter[str] = Counter()
+        self.health = DiskHealth()
         self._network = network
         self._pipes = pipes
         self._group = group
@@ -148,6 +146,11 @@ class SimNode:
     def core(self) -> Node | None:
         """The core of the process that runs here, frozen or not."""
         return self._process.core if self._process is not None else None
+
+    @property
+    def pages(self) -> PageDisk | None:
+        """The page files of the process that runs here, frozen or not."""
+        return self._process.pages if self._process is not None else None
 
     @property
     def now(self) -> float:
@@ -164,7 +167,8 @@ class SimNode:
         pages = PageDisk(
             self._network,
             self.name,
-            answer=self._disk_did,
+            health=self.health,
+            answer=lambda done: self.feed(DiskDone([done])),
         )
         process = self._process = _Process(core, inc, pages)
         self._pipes.listen(self.name, PEER_PORT, partial(self._linked, process, None))
@@ -206,10 +210,6 @@ class SimNode:
     def feed(self, event: Event) -> None:
         if self._process is not None:
             self._feed(self._process, event)
-
-    def _disk_did(self, done: Done) -> None:
-        self.counts[f"disk: {type(done).__name__}"] += 1
-        self.feed(DiskDone([done]))
 
     def _feed(self, process: _Process, event: Event) -> None:
         if process is self._process:

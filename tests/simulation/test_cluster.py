@@ -18,17 +18,30 @@ from tests.unit import (
     test_client_consumer,
     test_desk,
     test_links,
+    test_mending,
+    test_pager,
     test_part,
     test_stream_joining,
     test_succession,
 )
 
-QUICK = {Profile.PLAIN: 36, Profile.TIGHT: 20, Profile.STEADY: 12}
-LONG = {Profile.PLAIN: 2_000, Profile.TIGHT: 2_000, Profile.STEADY: 1_000}
+QUICK = {Profile.PLAIN: 36, Profile.TIGHT: 20, Profile.STEADY: 12, Profile.PAGED: 16}
+LONG = {Profile.PLAIN: 2_000, Profile.TIGHT: 2_000, Profile.STEADY: 1_000, Profile.PAGED: 2_000}
 HAPPENS = {
     Profile.PLAIN: ("lost", "graces that ended"),
     Profile.TIGHT: ("cuts", "refilled", "double takeovers"),
     Profile.STEADY: ("double takeovers", "graces that ended"),
+    Profile.PAGED: (
+        "disk: Written",
+        "disk: PageRead",
+        "disk: BlockRead",
+        "disk: WritePage failed, full",
+        "disk: ReadPage failed, broken",
+        "disk: ReadPage failed, damaged",
+        "disk: ReadPage failed, gone",
+        "takeovers with pages away",
+        "log: a page was had again from another copy",
+    ),
 }
 """What must have happened besides `ALWAYS`: each profile is there for something."""
 ALWAYS = (
@@ -46,8 +59,16 @@ FOUND_SOON = {
     "shadows forget some acks": 10,
     "a client does not present what it holds": 40,
     "a client does not present its unanswered acks": 40,
+    "a promoted shadow forgets what is in files": 30,
+    "nobody is told that pages were read": 40,
 }
 """Schedules until they are found: ten times what it takes on average, for other schedules, too."""
+
+
+def _a_page_is_mended() -> None:
+    test_mending.test_a_page_that_another_copy_has_is_read_from_there(test_mending.filled())
+
+
 BY_RULE: dict[str, Callable[[], None]] = {
     "a duplicate is confirmed before its first copy is released": (
         test_desk.test_a_repeated_batch_is_confirmed_again_and_stored_once
@@ -76,6 +97,11 @@ BY_RULE: dict[str, Callable[[], None]] = {
     ),
     "a new owner says what it has released itself": (
         test_stream_joining.test_what_the_owner_before_may_have_released_counts_as_released
+    ),
+    "no other copy is asked for what cannot be read": _a_page_is_mended,
+    "a mended page has one batch twice, and another one not at all": _a_page_is_mended,
+    "a write that failed counts as one that did not": (
+        test_pager.test_trouble_is_said_once_and_its_end_once
     ),
     "a client keeps what is not its own": (
         test_client_consumer.test_what_is_held_and_not_in_flight_any_more_is_dropped_wherever_it_is

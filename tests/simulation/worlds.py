@@ -42,6 +42,7 @@ WORLDS: Final[dict[str, Callable[[int], Report]]] = {
     "cluster": _cluster(Profile.PLAIN),
     "cluster-tight": _cluster(Profile.TIGHT),
     "cluster-steady": _cluster(Profile.STEADY),
+    "cluster-paged": _cluster(Profile.PAGED),
     "register": _register,
     "streams": _streams(Profile.PLAIN),
     "streams-tight": _streams(Profile.TIGHT),

@@ -18,6 +18,7 @@ from tests.simulation.history import (
     Handed,
     Left,
     Message,
+    PassedOver,
     Posted,
     Recorded,
     Refused,
@@ -315,6 +316,27 @@ def test_a_producers_messages_reach_a_queues_only_consumer_in_order() -> None:
 
     # Then it is found
     assert found == {"reordered"}
+
+
+def test_what_was_said_to_be_unreadable_may_come_late_and_nothing_else_may() -> None:
+    # Given two messages of one producer, of which the first could not be read for a while
+    events: list[Recorded] = [posted(FIRST, 1.0), posted(SECOND, 1.1)]
+    events += [confirmed(FIRST), confirmed(SECOND)]
+    copies = [handed(SECOND, 3.0), handed(FIRST, 4.0, number=8)]
+    events += [*copies, *map(settled, copies)]
+
+    # When a node says so of it, or of messages beside it
+    excused = kinds([*events, PassedOver(at=2.0, queue="q", sid=1, first=1, end=2)])
+    others = [
+        PassedOver(at=2.0, queue="q", sid=1, first=0, end=1),
+        PassedOver(at=2.0, queue="q", sid=2, first=1, end=2),
+        PassedOver(at=2.0, queue="r", sid=1, first=1, end=2),
+    ]
+    not_excused = kinds([*events, *others])
+
+    # Then only the first is a reason to hand it out after the second
+    assert excused == set()
+    assert not_excused == {"reordered"}
 
 
 def test_two_consumers_share_a_queue_in_any_order() -> None:

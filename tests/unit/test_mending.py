@@ -236,13 +236,17 @@ def numbers(part: Part, run: Range) -> list[int]:
     return found
 
 
-@pytest.fixture
-def world() -> World:
+def filled() -> World:
     """Copies of 600 messages, most of them in files."""
     made = World()
     made.publish(ALL)
     assert all(len(node.firsts()) >= 3 for node in made.nodes)
     return made
+
+
+@pytest.fixture
+def world() -> World:
+    return filled()
 
 
 def test_a_page_that_another_copy_has_is_read_from_there(world: World) -> None:
