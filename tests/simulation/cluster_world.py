@@ -41,6 +41,7 @@ SETTLE_S_MAX: Final = 60.0
 """Before the fault that never ends, everybody who can be in sync must be after so long."""
 OPERATE_S: Final = 8.0
 """When nobody who is in sync lives, the operator waits so long before he gives up the others."""
+RESTART_S: Final = 0.1
 EVERY: Final = "every"
 ONE: Final = "one"
 SOLO: Final = "solo"
@@ -154,7 +155,7 @@ class ClusterWorld:
         self._run_until(2.0 + chance.random())
         self._later(climate.fault_s, self._fault)
         self._run_until(self.network.now + climate.stormy_s)
-        self._heal()
+        self.heal()
         if climate.profile is Profile.STEADY:
             self._settle()
             self._strike_for_good()
@@ -175,7 +176,10 @@ class ClusterWorld:
         )
         if paging is not None:
             limits = replace(
-                limits, page_bytes=paging.page_bytes, read_ahead_bytes=paging.read_ahead_bytes
+                limits,
+                page_bytes=paging.page_bytes,
+                queue_resident_bytes_max=paging.part_bytes_max,
+                read_ahead_bytes=paging.read_ahead_bytes,
             )
         return NodeSettings(
             name=name,
@@ -294,6 +298,9 @@ class ClusterWorld:
     def _exited(self, node: SimNode, effect: Exit) -> None:
         if effect.code:
             self._problems.append(f"{node.name} ended with {effect.code}: {effect.sentence}")
+        elif self._quiet:
+            # It was told to stop while it was frozen.
+            self.network.after(RESTART_S, node.start)
 
     def _node_broke(self, node: SimNode, error: Exception) -> None:
         self._problems.append(f"{node.name} broke:\n{_stack(error)}")
@@ -427,9 +434,8 @@ class ClusterWorld:
                 self._ail(node.health, fault, until_s)
             case Fault.SPOIL_PAGES | Fault.CLEAR_PAGES:
                 assert self._spoiler is not None
-                assert self.climate.paging is not None
                 pages = self._spoiler.pages
-                if pages is not None and self.climate.paging.clears:
+                if pages is not None:
                     (pages.spoil if fault is Fault.SPOIL_PAGES else pages.clear)()
 
     def _ail(self, health: DiskHealth, fault: Fault, until_s: float | None) -> None:
@@ -468,7 +474,8 @@ class ClusterWorld:
 
     # The end
 
-    def _heal(self) -> None:
+    def heal(self) -> None:
+        """Every fault is over."""
         self._say("-- all heals")
         self._quiet = True
         self.network.weather = FAIR

@@ -82,7 +82,7 @@ _PAGED: Final = _PLAIN | {
     Fault.DISK_DEAF: 5,
     Fault.DISK_SLOW: 4,
     Fault.SPOIL_PAGES: 5,
-    Fault.CLEAR_PAGES: 2,
+    Fault.CLEAR_PAGES: 4,
 }
 _TIGHT: Final = {
     Fault.FREEZE: 5,
@@ -115,24 +115,25 @@ class Paging:
     page_bytes: int
     pages_bytes_max: int
     """Pages take up no more in the memory of a node."""
+    part_bytes_max: int
+    """Those of one part no more than that."""
     read_ahead_bytes: int
     body_bytes: int
     """A message is that long at least."""
     spoils: float
-    """This share of what is written to one node's disk can never be read again."""
-    clears: bool
-    """A fault may spoil or remove what is there, on the same node."""
+    """This share of what is written to one node's disk can never be read again. All that is
+    there may be spoiled or removed, too, but on no other node."""
 
     @staticmethod
     def draw(chance: random.Random) -> Paging:
         page_bytes = chance.choice((300, 1_000, 4_000))
         return Paging(
             page_bytes=page_bytes,
-            pages_bytes_max=chance.choice((0, 4_000, 16_000)),
+            pages_bytes_max=chance.choice((0, 4_000, 16_000, 64_000)),
+            part_bytes_max=chance.choice((page_bytes, 1 << 40)),
             read_ahead_bytes=page_bytes * chance.choice((1, 4)),
             body_bytes=chance.choice((0, 100, 400, 1_500)),
             spoils=chance.choice((0.0, 0.02, 0.3)),
-            clears=chance.random() < 0.7,
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from broker.core.events import Stop
 from tests.simulation.cluster_mutants import MUTANTS
 from tests.simulation.cluster_world import ClusterWorld
 from tests.simulation.faults import Profile
@@ -25,7 +26,7 @@ from tests.unit import (
     test_succession,
 )
 
-QUICK = {Profile.PLAIN: 36, Profile.TIGHT: 20, Profile.STEADY: 12, Profile.PAGED: 16}
+QUICK = {Profile.PLAIN: 36, Profile.TIGHT: 20, Profile.STEADY: 12, Profile.PAGED: 20}
 LONG = {Profile.PLAIN: 2_000, Profile.TIGHT: 2_000, Profile.STEADY: 1_000, Profile.PAGED: 2_000}
 HAPPENS = {
     Profile.PLAIN: ("lost", "graces that ended"),
@@ -157,6 +158,23 @@ def test_a_seed_is_a_schedule() -> None:
     second = ClusterWorld(3, Profile.TIGHT).run()
 
     assert second == first
+
+
+def test_a_node_that_was_told_to_stop_while_it_was_frozen_is_started_again() -> None:
+    # Given a node that is frozen, and told to stop
+    world = ClusterWorld(0)
+    node = world.nodes["a"]
+    node.start()
+    node.stop()
+    node.feed(Stop())
+
+    # When all heals
+    world.heal()
+    world.network.run(until=1.0)
+
+    # Then there is a process again, and it is another one
+    assert node.core is not None
+    assert node.core.me.inc > 1
 
 
 @pytest.mark.parametrize("mistake", FOUND_SOON)
