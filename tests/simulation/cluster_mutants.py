@@ -252,7 +252,7 @@ MUTANTS: Final[dict[str, tuple[Profile, Mutant]]] = {
         Mutant(((Desk, "leave", _nobody_is_sent_away),)),
     ),
     "a stale ack is answered well": (
-        Profile.PLAIN,
+        Profile.TIGHT,
         Mutant(((Holdings, "_collect", _a_stale_ack_is_answered_well),)),
     ),
     "a requeue by a former holder is accepted": (

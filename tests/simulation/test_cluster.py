@@ -56,6 +56,9 @@ ALWAYS = (
 )
 FOUND_SOON = {
     "delivered and confirmed before release": 30,
+    "answers that were owed are forgotten": 120,
+    "nobody is told that the owner is another one": 40,
+    "the grace runs on for a session that came back": 40,
     "what returns has no flag": 50,
     "shadows forget some acks": 10,
     "a client does not present what it holds": 40,
@@ -77,20 +80,11 @@ BY_RULE: dict[str, Callable[[], None]] = {
     "an effect names the consumer, and not the channel": (
         test_desk.test_an_effect_for_a_closed_channel_is_dropped
     ),
-    "answers that were owed are forgotten": (
-        test_desk.test_who_waits_for_an_answer_asks_again_when_the_stream_has_another_owner
-    ),
-    "nobody is told that the owner is another one": (
-        test_desk.test_every_channel_is_told_that_the_owner_is_another_one
-    ),
     "a stale ack is answered well": (
         test_desk.test_who_acknowledges_late_is_told_that_the_message_is_another_ones
     ),
     "a requeue by a former holder is accepted": (
         test_part.test_a_repeated_requeue_does_not_pull_a_message_from_its_new_consumer
-    ),
-    "the grace runs on for a session that came back": (
-        test_desk.test_the_grace_of_a_consumer_that_came_back_is_over
     ),
     "any frame is a sign of life": test_links.test_only_an_echo_is_a_sign_of_life,
     "one who hears the owner prevents its replacement for ever": (
@@ -109,8 +103,13 @@ BY_RULE: dict[str, Callable[[], None]] = {
     ),
 }
 """The others, that only many schedules find: with the test of the rule that each of them breaks."""
-BUDGET = 400
-"""Schedules for each of these in the long run."""
+BUDGETS = dict.fromkeys(BY_RULE, 400) | {
+    "a duplicate is confirmed before its first copy is released": 370,
+    "a stale ack is answered well": 470,
+    "a requeue by a former holder is accepted": 320,
+}
+"""Schedules for each of these in the long run: ten times what it took in earlier trials of the
+same kind, where there were some; see `docs/simulation.md`."""
 
 
 def run(profile: Profile, seeds: range) -> Counter[str]:
@@ -204,6 +203,6 @@ def test_no_schedule_of_many_shows_what_must_not_be(profile: Profile) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("mistake", BY_RULE)
-def test_a_rarer_mistake_is_found_in_the_long_run(mistake: str) -> None:
-    assert found_within(mistake, BUDGET, start=20_000)
+@pytest.mark.parametrize("mistake", MUTANTS)
+def test_a_planted_mistake_is_found_in_other_schedules_too(mistake: str) -> None:
+    assert found_within(mistake, {**FOUND_SOON, **BUDGETS}[mistake], start=20_000)
