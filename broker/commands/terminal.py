@@ -67,5 +67,9 @@ def must_confirm(question: str) -> None:
 
 
 def console() -> Console:
-    """For tables and progress. Without a terminal, rich writes plain text."""
-    return Console(highlight=False)
+    """For tables and progress. Without a terminal, rich writes plain text.
+
+    What is printed has names and sentences of others in it, which may look like rich's markup:
+    so it has none.
+    """
+    return Console(highlight=False, markup=False, emoji=False)

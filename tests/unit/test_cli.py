@@ -302,6 +302,12 @@ def test_status_says_which_copy_cannot_read_what_others_can() -> None:
     assert warnings == ["b cannot read 3 messages of queue 'q' in its copy"]
 
 
+def no_pages() -> dict[str, Any]:
+    """What a node says of its disk that never wrote a page."""
+    numbers = ("pages_on_disk", "disk_bytes", "read_ahead_hits", "read_ahead_misses")
+    return {**dict.fromkeys(numbers, 0), "trouble": "", "disk": asdict(Traffic())}
+
+
 def on_page(monkeypatch: pytest.MonkeyPatch, **paging: Any) -> str:
     """The page of `tanist status` for people: one node, and what it says of its disk."""
     answer = seen_by("a", ver=1, owner="a.1", epoch=1, gen=1, in_sync=[])
@@ -309,8 +315,7 @@ def on_page(monkeypatch: pytest.MonkeyPatch, **paging: Any) -> str:
     answer["nodes"] = {"a": {"state": "up", "locators": []}}
     answer["memory"] = {"used_bytes": 0, "budget_bytes": 1 << 30}
     disk = {**asdict(Traffic()), **paging.pop("disk", {})}
-    numbers = ("pages_on_disk", "disk_bytes", "read_ahead_hits", "read_ahead_misses")
-    answer["paging"] = {**dict.fromkeys(numbers, 0), "trouble": "", "disk": disk, **paging}
+    answer["paging"] = {**no_pages(), "disk": disk, **paging}
     monkeypatch.setattr("broker.commands.status.with_client", lambda url, work: [answer])
     result = CliRunner(env={"COLUMNS": "120"}).invoke(main, ["status"])
     assert result.exit_code == 0
@@ -387,6 +392,43 @@ def test_queue_stat_shows_the_pages_of_each_part_and_of_all(
     assert "3 messages cannot be read on any node" in page
     assert document["parts"]["2"]["paging"]["pages"] == 1_049
     assert document["paging"] == {**document["parts"]["2"]["paging"], "tail_bytes": 1536}
+
+
+NAMES_LIKE_MARKUP = ["a[/]b", "[red]x[/red]", "[", "\\[b]", ":warning:"]
+
+
+@pytest.mark.parametrize("name", NAMES_LIKE_MARKUP)
+def test_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    # Given a queue, a node and a warning that look like markup
+    info, stat = QueueInfo(id=1, name=name), stat_with(lost=0)
+    found: list[object] = [[seen_with(name)], (info, stat), [(info, stat)]]
+    for module in ("queues", "status"):
+        monkeypatch.setattr(f"broker.commands.{module}.with_client", lambda url, work: found.pop())
+
+    # When people look at them
+    runner = CliRunner(env={"COLUMNS": "120"})
+    listed = runner.invoke(main, ["queue", "ls"])
+    page = runner.invoke(main, ["queue", "stat", name])
+    status = runner.invoke(main, ["status"])
+
+    # Then each name is there, letter by letter
+    assert [result.exit_code for result in (listed, page, status)] == [0, 0, 0]
+    assert f"{name} " in listed.stdout
+    assert f"queue {name}: every" in page.stdout
+    assert f"cluster {name}, map 1" in status.stdout
+    assert f"stream 1: why {name}" in status.stdout
+    assert status.stdout.count(f"{name} ") >= 4, "node, home, owner and queue"
+
+
+def seen_with(name: str) -> dict[str, Any]:
+    """What a node says that alone is a cluster, in which all has this name."""
+    answer = seen_by(name, ver=1, owner=f"{name}.1", epoch=1, gen=1, in_sync=[f"{name}.1"])
+    answer |= {"cluster": name, "acceptors": [name], "paging": no_pages()}
+    answer["nodes"] = {name: {"state": "up", "locators": []}}
+    answer["memory"] = {"used_bytes": 0, "budget_bytes": 1 << 30}
+    answer["streams"]["1"] |= {"home": name, "warnings": [f"why {name}"]}
+    answer["queues"][0]["name"] = name
+    return answer
 
 
 def stat_with(lost: int) -> QueueStat:
