@@ -21,8 +21,9 @@ from typing import Final, Generic, Literal, TypeVar, assert_never, cast
 import orjson
 
 from tanist.consumer import Consumer
-from tanist.core.client import ClientCore, check_name
+from tanist.core.client import ClientCore
 from tanist.core.consumer import ConsumerCore
+from tanist.core.declaration import U32_END, check_name, check_number, declaration
 from tanist.core.events import (
     Deliverable,
     Dial,
@@ -47,6 +48,7 @@ from tanist.producer import Outcome, Producer
 from tanist.url import parse_url
 from tanist.wire import control
 from tanist.wire.batch import Part
+from tanist.wire.limits import NUMBER_END
 
 logger = logging.getLogger("tanist")
 
@@ -235,13 +237,10 @@ class Client:
             bytes_max: Of one part; 0: as the nodes are configured.
             at: The post office of a queue with spread one; 0: where this client entered.
 
-        Raises `QueueExistsDifferently` if the name is taken by a queue with other settings.
+        Raises `QueueExistsDifferently` if the name is taken by a queue with other settings, and
+        `ConfigError`, before anything is sent, for arguments that no queue can have.
         """
-        check_name(queue)
-        if bytes_max < 0 or at < 0:
-            raise ConfigError("bytes_max and at are not negative")
-        settings = control.QueueSettings(when_full=when_full, bytes_max=bytes_max)
-        request = control.Declare(req=0, queue=queue, spread=spread, at=at, settings=settings)
+        request = declaration(queue, spread=spread, when_full=when_full, bytes_max=bytes_max, at=at)
         info = await self._ask(lambda core, token, now: core.declare(token, request, now))
         return cast(control.QueueInfo, info)
 
@@ -321,6 +320,8 @@ class Client:
         For an operator who knows that no process which held a copy, and counts as down, comes
         back with it. Raises `RefusedError` as long as a node that counts as up may have one.
         """
+        check_number("sid", sid, U32_END)
+        check_number("gen", gen, NUMBER_END)
         await self._ask(lambda core, token, now: core.declare_lost(token, sid, gen, now))
 
     @property

@@ -55,7 +55,6 @@ from tanist.errors import (
     ClosedError,
     Error,
     FailoverTimeout,
-    LocalProtocolError,
     RemoteProtocolError,
 )
 from tanist.events import ConnectionLost
@@ -744,11 +743,3 @@ def _info_or_refuse(
         outbox.append(Resolve(token, None, error))
         return None
     return answer.queue
-
-
-def check_name(queue: str) -> None:
-    """Raises `LocalProtocolError` for what cannot be a queue's name."""
-    try:
-        control.check_queue_name(queue)
-    except ValueError as error:
-        raise LocalProtocolError(str(error)) from error

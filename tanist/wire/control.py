@@ -49,8 +49,15 @@ def check_queue_name(name: str) -> None:
     """Raises `ValueError`, whose text is for whoever chose the name."""
     if _UNSEEN.search(name):
         raise ValueError(f"queue name {name!r} has characters that cannot be seen")
-    if not 0 < len(name.encode()) <= QUEUE_NAME_BYTES_MAX:
-        raise ValueError(f"a queue name has 1 to {QUEUE_NAME_BYTES_MAX} bytes as UTF-8")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"queue name {name!r} has halves of characters (surrogates)") from None
+    if not 0 < size <= QUEUE_NAME_BYTES_MAX:
+        raise ValueError(
+            f"queue name {name[:80]!r} has {size} bytes as UTF-8: 1 to {QUEUE_NAME_BYTES_MAX} are"
+            " allowed"
+        )
 
 
 class Message(

@@ -115,7 +115,7 @@ def test_an_unknown_queue_is_not_found_and_never_made() -> None:
             with pytest.raises(tanist.QueueNotFound, match="nix"):
                 async with client.consumer("nix"):
                     raise AssertionError("it was opened")
-            with pytest.raises(tanist.LocalProtocolError):
+            with pytest.raises(tanist.ConfigError):
                 await client.declare("")
 
         assert list(cluster.queues) == ["q"]
