@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import random
 import resource
@@ -27,6 +26,7 @@ from broker.core.settings import NodeSettings
 from broker.runtime.client_listener import ClientListener
 from broker.runtime.connection import bound_socket
 from broker.runtime.logs import Logs
+from broker.runtime.node_lock import node_lock
 from broker.runtime.page_io import PageIo
 from broker.runtime.peer_links import PeerLinks
 from broker.runtime.shell import Roads, Shell
@@ -167,22 +167,17 @@ def _hear_the_operator(shell: Shell, *, with_parent: bool) -> None:
 @contextmanager
 def _own_directory(directory: Path) -> Iterator[Path]:
     """The node's directory, which no other process may use at the same time."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StartError(f"node.dir: {directory}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise StartError(
-            f"node.dir: {directory} belongs to a node that is running; give each its own"
-        ) from None
-    try:
+    with ExitStack() as held:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(node_lock(directory))
+        except BlockingIOError:
+            raise StartError(
+                f"node.dir: {directory} belongs to a node that is running; give each its own"
+            ) from None
+        except OSError as error:
+            raise StartError(f"node.dir: {directory}: {error.strerror}") from error
         yield directory
-    finally:
-        os.close(lock)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ import click
 from broker.commands.local_cluster import LocalNode, free_ports, write_local_cluster
 from broker.commands.terminal import fail, json_option, say, show, wants_json
 from broker.config import CLIENT_PORT
+from broker.runtime.node_lock import node_lock
 
 READY_S_MAX: Final = 20.0
 STOP_S_MAX: Final = 5.0
@@ -46,8 +48,8 @@ def dev(nodes: int, directory: Path | None, port: int) -> None:
     """Run a cluster on loopback in this terminal, until Ctrl-C."""
     with ExitStack() as held:
         if directory is None:
-            temporary = tempfile.TemporaryDirectory(prefix="tanist-dev-")
-            directory = Path(held.enter_context(temporary))
+            directory = Path(tempfile.mkdtemp(prefix="tanist-dev-"))
+            held.callback(remove_unless_used, directory)
         if free_ports(1, above=port - 1) != [port]:
             raise fail(
                 f"port {port} is taken: is another node or cluster running here? tanist status"
@@ -63,6 +65,27 @@ def dev(nodes: int, directory: Path | None, port: int) -> None:
         )
         code = asyncio.run(_Cluster(planned).run())
     raise click.exceptions.Exit(code)
+
+
+def remove_unless_used(directory: Path) -> None:
+    """Remove a cluster's files, unless a node that somebody else started still runs on them."""
+    running: list[str] = []
+    with ExitStack() as locks:
+        for data in sorted(directory.glob("*/data")):
+            try:
+                # Kept until all is gone: whoever starts a node meanwhile is told so.
+                locks.enter_context(node_lock(data))
+            except BlockingIOError:
+                running.append(data.parent.name)
+        if not running:
+            shutil.rmtree(directory, ignore_errors=True)
+            return
+    # Programs are told, too: it is for them to remove what would else stay for ever.
+    click.echo(
+        f"still running, started by somebody else: {', '.join(running)}. So their files stay, in"
+        f" {directory}; once they have stopped:  rm -r {shlex.quote(str(directory))}",
+        err=True,
+    )
 
 
 @dataclass(slots=True)
@@ -164,7 +187,7 @@ class _Cluster:
         again = f"start it again:  {_program()} run {child.node.file}"
         say(f"{child.node.name} {how}; {again}")
         if all(other.process.returncode is not None for other in self._children):
-            say("no node is left")
+            say("none of the nodes that this command started is left")
             self._stopping.set()
 
     async def _stop(self) -> None:
@@ -181,7 +204,7 @@ class _Cluster:
             for child in running:
                 with suppress(ProcessLookupError):
                     child.process.kill()
-        say("all nodes have stopped")
+        say("all nodes that this command started have stopped")
 
 
 async def _start(node: LocalNode) -> Process:

@@ -244,13 +244,14 @@ def test_who_has_seen_enough_of_the_output_is_no_error_with_a_stack(one_node: Cl
 
 
 @pytest.fixture
-def dev() -> Iterator[subprocess.Popen[bytes]]:
-    """`tanist dev --nodes 3 --json`."""
+def dev(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`tanist dev --nodes 3 --json`; its temporary directory is made in `tmp_path`."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "broker.cli", "dev", "--nodes", "3", "--json"),
             *("--port", str(free_ports(1, above=16_000 + os.getpid() * 31 % 15_000)[0])),
         ],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -285,7 +286,7 @@ def is_over(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_ctrl_c_in_dev_stops_all_nodes(dev: subprocess.Popen[bytes]) -> None:
+def test_ctrl_c_in_dev_stops_all_nodes(dev: subprocess.Popen[bytes], tmp_path: Path) -> None:
     # Given a cluster in one terminal
     assert dev.stdout is not None
     readable, _, _ = select.select([dev.stdout], [], [], 30)
@@ -297,11 +298,45 @@ def test_ctrl_c_in_dev_stops_all_nodes(dev: subprocess.Popen[bytes]) -> None:
     began = time.monotonic()
     _, said = dev.communicate(timeout=30)
 
-    # Then all nodes have ended, in good order and soon
+    # Then all nodes have ended, in good order and soon, and their files are gone
     assert dev.returncode == 0
+    assert list(tmp_path.glob("tanist-dev-*")) == []
     assert all(is_over(node["pid"]) for node in nodes.values())
     assert said.count(b"the node has ended exit_code=0") == 3
     assert time.monotonic() - began < 5
+
+
+def test_dev_leaves_the_files_of_a_node_that_was_started_again_by_hand(
+    dev: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    # Given a cluster in one terminal, one of whose nodes was killed, and started again by hand
+    assert dev.stdout is not None
+    readable, _, _ = select.select([dev.stdout], [], [], 30)
+    assert readable, "the cluster does not serve"
+    nodes = json.loads(dev.stdout.readline())["nodes"]
+    os.kill(nodes["node1"]["pid"], signal.SIGKILL)
+    wait_until(lambda: is_over(nodes["node1"]["pid"]), what="the node to end")
+    (file,) = tmp_path.glob("tanist-dev-*/node1/node.toml")
+    again = subprocess.Popen(
+        [sys.executable, "-m", "broker.cli", "run", str(file), "--log", "short"],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert again.stderr is not None
+        assert again.stderr.readline(), "the node does not start"
+
+        # When the others are killed, too
+        for name in ("node2", "node3"):
+            os.kill(nodes[name]["pid"], signal.SIGKILL)
+        _, said = dev.communicate(timeout=30)
+
+        # Then it ends, says who still runs, and leaves that node its vote
+        assert b"still running, started by somebody else: node1." in said
+        assert (file.parent / "data" / "vote").exists()
+        assert again.poll() is None
+    finally:
+        again.kill()
+        again.communicate()
 
 
 def test_two_nodes_with_one_directory_or_address_do_not_run(one_node: Cluster) -> None:
