@@ -20,7 +20,7 @@ from broker.commands.queues import queue
 from broker.commands.run import run
 from broker.commands.status import status
 from broker.commands.terminal import fail, json_option
-from tanist.errors import BrokenError, ConfigError, Error, RefusedError
+from tanist.errors import BrokenError, ConfigError, Error, QueueNotFound, RefusedError
 
 FAILED, USAGE, NO_NODE, REFUSED = 1, 2, 3, 4
 
@@ -33,6 +33,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ConfigError as error:
             raise fail(str(error), code=USAGE) from None
+        except QueueNotFound as error:
+            raise fail(f"there is no queue {error.queue!r}", code=REFUSED) from None
         except RefusedError as error:
             raise fail(str(error), code=REFUSED) from None
         except BrokenError as error:
@@ -40,9 +42,22 @@ class Commands(click.Group):
         except Error as error:
             raise fail(str(error), code=FAILED) from None
         except BrokenPipeError:
-            # Whoever read our output has seen enough. Python must not find out at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read our output has seen enough.
+            _give_up_stdout()
             raise click.exceptions.Exit(FAILED) from None
+        except OSError as error:
+            _give_up_stdout()
+            why = error.strerror or str(error)
+            sentence = f"{error.filename}: {why}" if error.filename else why
+            raise fail(sentence, code=FAILED) from None
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            raise fail("stopped", code=FAILED) from None
+
+
+def _give_up_stdout() -> None:
+    """What is still to be written is thrown away: Python must not try it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import click
 
 import tanist
+from broker.commands.terminal import fail
 from broker.commands.waiting import Waiting
 from broker.config import CLIENT_PORT
 
@@ -36,6 +38,13 @@ def url_option(command: F) -> F:
         show_envvar=True,
         help="tanist://host:port,host:port… of any nodes of the cluster.",
     )(command)
+
+
+def not_there(queue: str) -> click.exceptions.Exit:
+    """Said of a queue that the command would have used. The caller raises what this returns."""
+    return fail(
+        f"there is no queue {queue!r}; to make it: tanist queue create {shlex.quote(queue)}", code=4
+    )
 
 
 def with_client(

@@ -31,9 +31,11 @@ def declare_lost(stream: str, yes: bool, url: str) -> None:
     entry = document["streams"][sid]
     alive = [who for who in _holders(entry) if _state(document, who) in ("up", "drain")]
     if alive:
+        one = len(alive) == 1
         raise fail(
-            f"{', '.join(alive)} counts as up and may still hold {_name(sid, entry)}. Stop that"
-            " node first, if its copy is to be given up",
+            f"{', '.join(alive)} {'counts' if one else 'count'} as up and may still hold"
+            f" {_name(sid, entry)}. Stop {'that node' if one else 'these nodes'} first, if"
+            f" {'its copy is' if one else 'their copies are'} to be given up",
             code=4,
         )
     if not yes:

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 import tanist
-from broker.commands.connection import FLOW_S_MAX, url_option, with_client
+from broker.commands.connection import FLOW_S_MAX, not_there, url_option, with_client
 from broker.commands.output import Output, aside
-from broker.commands.terminal import fail, json_option, say, show, wants_json
+from broker.commands.terminal import add_to_error, fail, json_option, say, show, wants_json
 from broker.commands.waiting import Waiting
 
 READ_BYTES: Final = 1 << 18
@@ -45,6 +45,17 @@ class _Sending:
     @property
     def stored(self) -> int:
         return self.posted - self.unanswered - self.waiting.refused
+
+    def document(self, queue: str) -> dict[str, object]:
+        return {
+            "queue": queue,
+            "sent": self.posted,
+            "stored": self.stored,
+            "in_doubt": self.unanswered,
+            "made": self.made,
+            "sid": self.sid,
+            "seconds": round(self.seconds, 3),
+        }
 
 
 @click.command()
@@ -78,17 +89,13 @@ def send(queue: str, source: BinaryIO, url: str) -> None:
             doubt = f"; {sending.unanswered:,} in doubt" if sending.unanswered else ""
             say(f"{sending.stored:,} of {sending.posted:,} sent are stored in {queue}{doubt}")
         if isinstance(error, KeyboardInterrupt):
+            show(sending.document(queue), "")
             raise click.exceptions.Exit(1) from None
+        add_to_error(sending.document(queue))
         raise
     sent = sending.posted
     show(
-        {
-            "queue": queue,
-            "sent": sent,
-            "made": sending.made,
-            "sid": sending.sid,
-            "seconds": round(sending.seconds, 3),
-        },
+        sending.document(queue),
         f"{sent:,} {_messages(sent)} stored in {queue} in {sending.seconds:.1f} s",
     )
     if sent:
@@ -118,6 +125,7 @@ async def _send_all(producer: tanist.Producer, source: BinaryIO, sending: _Sendi
         noting.cancel()
         sending.unanswered = producer.unanswered
     if too_long is not None:
+        add_to_error(sending.document(producer.queue))
         raise fail(
             f"{sending.stored:,} stored; line {sending.posted + 1:,} is too long: {too_long}",
             code=1,
@@ -196,9 +204,10 @@ def receive(queue: str, count: int | None, url: str) -> None:
     """
     waiting = Waiting()
     acked = 0
+    untaken = 0
 
     async def work(client: tanist.Client) -> None:
-        nonlocal acked
+        nonlocal acked, untaken
         async with client.consumer(queue, prefetch=min(PREFETCH, count or PREFETCH)) as consumer:
             waiting.expecting = False
             if sys.stdout.isatty():
@@ -215,6 +224,8 @@ def receive(queue: str, count: int | None, url: str) -> None:
                         consumer.ack_many(messages)
                         acked += len(messages)
                         waiting.progress = acked
+                    else:
+                        untaken = len(messages)
             stale = await consumer.flush()
             if stale:
                 again = sum(run.count for run in stale)
@@ -224,6 +235,13 @@ def receive(queue: str, count: int | None, url: str) -> None:
         with_client(url, work, answer_s_max=FLOW_S_MAX, waiting=waiting)
     except KeyboardInterrupt:
         say("")
+        if untaken:
+            say(
+                f"up to {untaken:,} more {_messages(untaken)} written, which the reader has not"
+                f" taken: not acknowledged, they stay in {queue}"
+            )
+    except tanist.QueueNotFound:
+        raise not_there(queue) from None
     except BrokenPipeError:
         say(
             f"the reader has gone: {acked:,} {_messages(acked)} of {queue} acknowledged,"

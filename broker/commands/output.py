@@ -14,7 +14,7 @@ import select
 import stat
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, ParamSpec, TypeVar, cast
 
 STEP_FIRST: Final = 8
@@ -41,7 +41,8 @@ class Output:
         `BrokenPipeError` if the reader has gone before."""
         self._written = False
         while data:
-            data = data[await aside(os.write, self._fd, data) :]
+            with naming_stdout():
+                data = data[await aside(os.write, self._fd, data) :]
         self._written = True
         if self._is_pipe:
             await self._wait_until_taken()
@@ -66,6 +67,16 @@ class Output:
         if not self._is_pipe:
             return 0
         return int.from_bytes(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)), "little")
+
+
+@contextlib.contextmanager
+def naming_stdout() -> Iterator[None]:
+    """Where only standard output is written, an error says that it was that."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 async def aside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

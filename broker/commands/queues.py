@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import click
@@ -11,7 +12,8 @@ import msgspec
 from rich.table import Table
 
 import tanist
-from broker.commands.connection import url_option, with_client
+from broker.commands.connection import not_there, url_option, with_client
+from broker.commands.output import naming_stdout
 from broker.commands.terminal import (
     console,
     fail,
@@ -59,8 +61,9 @@ def list_(url: str) -> None:
     table = Table("queue", "spread", "when full", box=None)
     _number_columns(table)
     for info, stat in found:
-        table.add_row(info.name, _where(info), info.settings.when_full, *_numbers(stat))
-    console().print(table)
+        table.add_row(info.name, _where(info), _when_full(info), *_numbers(stat))
+    with naming_stdout():
+        console().print(table)
 
 
 async def _all_with_content(
@@ -116,7 +119,13 @@ def create(
 
     async def work(client: tanist.Client) -> tuple[bool, tanist.QueueInfo]:
         there = await _is_there(client, name)
-        info = await client.declare(name, spread=spread, when_full=when_full, bytes_max=bytes_max)
+        try:
+            info = await client.declare(
+                name, spread=spread, when_full=when_full, bytes_max=bytes_max
+            )
+        except tanist.QueueExistsDifferently:
+            asked = {"spread": spread, "when-full": when_full, "bytes-max": bytes_max}
+            raise _exists_differently(await client.describe(name), asked) from None
         return there, info
 
     there, info = with_client(url, work)
@@ -190,27 +199,51 @@ def stat_(name: str, url: str) -> None:
     async def work(client: tanist.Client) -> tuple[tanist.QueueInfo, tanist.QueueStat]:
         return await client.describe(name), await client.stat(name)
 
-    info, stat = with_client(url, work)
+    try:
+        info, stat = with_client(url, work)
+    except tanist.QueueNotFound:
+        raise not_there(name) from None
     if wants_json():
         show(_document(info, stat), "")
         return
+    with naming_stdout():
+        _print_stat(info, stat)
+    if stat.lost:
+        say(f"{stat.lost:,} messages cannot be read on any node: see tanist queue skip-lost")
+
+
+def _print_stat(info: tanist.QueueInfo, stat: tanist.QueueStat) -> None:
+    out = console()
     table = Table("post office", box=None)
     _number_columns(table)
     for sid, part in sorted(stat.parts.items()):
         table.add_row(str(sid), *_numbers(part))
     table.add_row("all", *_numbers(stat))
-    console().print(f"queue {name}: {_where(info)}; when full: {info.settings.when_full}")
-    console().print(table)
+    out.print(f"queue {info.name}: {_where(info)}; when full: {_when_full(info)}")
+    out.print(table)
     pages = Table("post office", box=None)
     for title in _PAGE_COLUMNS:
         pages.add_column(title, justify="right")
     for sid, part in sorted(stat.parts.items()):
         pages.add_row(str(sid), *_page_numbers(part.paging))
     pages.add_row("all", *_page_numbers(stat.paging))
-    console().print("\nits pages at each owner, and how often they were read ahead in time:")
-    console().print(pages)
-    if stat.lost:
-        say(f"{stat.lost:,} messages cannot be read on any node: see tanist queue skip-lost")
+    out.print("\nits pages at each owner, and how often they were read ahead in time:")
+    out.print(pages)
+
+
+def _exists_differently(
+    info: tanist.QueueInfo, asked: Mapping[str, str | int]
+) -> click.exceptions.Exit:
+    """Say in what the queue that is there is another one."""
+    has: dict[str, str | int] = {
+        "spread": info.spread,
+        "when-full": info.settings.when_full,
+        "bytes-max": info.settings.bytes_max,
+    }
+    different = [
+        f"--{key} {has[key]}, not {value}" for key, value in asked.items() if has[key] != value
+    ]
+    return fail(f"queue {info.name!r} exists otherwise: {'; '.join(different)}", code=4)
 
 
 async def _is_there(client: tanist.Client, name: str) -> bool:
@@ -245,6 +278,11 @@ def _page_numbers(paging: Paging) -> list[str]:
 
 def _where(info: tanist.QueueInfo) -> str:
     return "every" if info.spread == "every" else f"one (post office {info.sid})"
+
+
+def _when_full(info: tanist.QueueInfo) -> str:
+    most = info.settings.bytes_max
+    return info.settings.when_full + (f" at {most:,} bytes of a part" if most else "")
 
 
 def _document(info: tanist.QueueInfo, stat: tanist.QueueStat) -> dict[str, object]:

@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from broker.commands.connection import url_option, with_client
+from broker.commands.output import naming_stdout
 from broker.commands.survey import Document, ask_all, put_together
 from broker.commands.terminal import console, json_option, show, wants_json
 
@@ -35,7 +36,8 @@ def status(url: str) -> None:
     if wants_json():
         show(document, "")
     else:
-        _print(document)
+        with naming_stdout():
+            _print(document)
 
 
 def _print(document: Document) -> None:

@@ -9,7 +9,10 @@ import click
 import orjson
 from rich.console import Console
 
+from broker.commands.output import naming_stdout
+
 _JSON: Final = "tanist.json"
+_FACTS: Final = "tanist.facts"
 
 # Any: a click callback takes whatever its options are.
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,16 +47,24 @@ def say(text: str) -> None:
 
 def show(document: object, text: str) -> None:
     """The result of a command."""
-    if wants_json():
-        click.echo(orjson.dumps(document, default=str).decode())
-    elif text:
-        click.echo(text)
+    with naming_stdout():
+        if wants_json():
+            click.echo(orjson.dumps(document, default=str).decode())
+        elif text:
+            click.echo(text)
+
+
+def add_to_error(facts: dict[str, object]) -> None:
+    """How far the command came, for the program that is told of its error."""
+    click.get_current_context().meta[_FACTS] = facts
 
 
 def fail(sentence: str, *, code: int) -> click.exceptions.Exit:
     """Say why a command failed. The caller raises what this returns."""
     if wants_json():
-        click.echo(orjson.dumps({"error": sentence, "exit_code": code}).decode(), err=True)
+        facts = click.get_current_context().meta.get(_FACTS, {})
+        document = {"error": sentence, "exit_code": code, **facts}
+        click.echo(orjson.dumps(document).decode(), err=True)
     else:
         click.echo(f"error: {sentence}", err=True)
     return click.exceptions.Exit(code)

@@ -19,7 +19,7 @@ from broker.config import load_config
 from paging.traffic import Traffic
 from tanist import QueueStat, connect
 from tanist.events import Held
-from tanist.wire.control import Paging, PartStat, QueueInfo
+from tanist.wire.control import Paging, PartStat, QueueInfo, QueueSettings
 
 
 def run(*arguments: str, given: str = "") -> Result:
@@ -259,7 +259,26 @@ def test_what_a_node_that_is_up_may_hold_is_not_declared_lost(
 
     # Then the command says which node that is
     assert result.exit_code == 4
-    assert "b.1 counts as up and may still hold post office 1 of a" in result.stderr
+    assert "b.1 counts as up and may still hold post office 1 of a. Stop that" in result.stderr
+
+
+def test_several_nodes_that_are_up_are_named_in_the_plural(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a post office with copies on two nodes that are up
+    document = seen_without_copies()
+    document["nodes"]["b"]["incarnation"] = "1"
+    document["nodes"]["a"]["state"] = "up"
+    monkeypatch.setattr("broker.commands.declare_lost.with_client", lambda url, work: [document])
+
+    # When it is to be declared lost
+    result = run("declare-lost", "a", "--yes")
+
+    # Then the sentence speaks of both
+    assert (
+        "a.1, b.1 count as up and may still hold post office 1 of a. Stop these nodes first,"
+        in (result.stderr)
+    )
 
 
 def test_status_shows_a_node_that_did_not_answer() -> None:
@@ -394,6 +413,30 @@ def test_queue_stat_shows_the_pages_of_each_part_and_of_all(
     assert document["paging"] == {**document["parts"]["2"]["paging"], "tail_bytes": 1536}
 
 
+def test_a_limit_of_its_own_is_shown_with_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a queue with a limit of its own, and one without
+    limited = QueueInfo(
+        id=1, name="q", settings=QueueSettings(when_full="refuse", bytes_max=10_000)
+    )
+    free, stat = QueueInfo(id=2, name="r"), stat_with(lost=0)
+    found: list[object] = [(limited, stat), [(limited, stat), (free, stat)]]
+    monkeypatch.setattr("broker.commands.queues.with_client", lambda url, work: found.pop())
+
+    # When people look at them
+    runner = CliRunner(env={"COLUMNS": "120"})
+    listed = [
+        " ".join(line.split()) for line in runner.invoke(main, ["queue", "ls"]).stdout.splitlines()
+    ]
+    page = runner.invoke(main, ["queue", "stat", "q"]).stdout
+
+    # Then the limit is there, where there is one
+    assert listed[1:] == [
+        "q every refuse at 10,000 bytes of a part 9 0 1 0",
+        "r every hold 9 0 1 0",
+    ]
+    assert "queue q: every; when full: refuse at 10,000 bytes of a part\n" in page
+
+
 NAMES_LIKE_MARKUP = ["a[/]b", "[red]x[/red]", "[", "\\[b]", ":warning:"]
 
 
@@ -462,7 +505,7 @@ def test_a_queue_without_a_name_is_a_mistake_of_usage(nobody: str) -> None:
 
     # Then nobody is asked
     assert result.exit_code == 2
-    assert "a queue name has" in result.stderr
+    assert "queue name" in result.stderr
 
 
 def test_config_check_takes_a_directory_and_quotes_what_it_says(tmp_path: Path) -> None:
