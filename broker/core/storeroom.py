@@ -90,7 +90,7 @@ class Storeroom:
 
     def sweep(self, member: Member) -> None:
         """Let go of what belonged to copies that are no more."""
-        machines = [stream.machine for stream in member.streams.values()]
+        machines = [m for stream in member.streams.values() for m in stream.machines]
         self.pager.retain({m.shelf.tally for m in machines if isinstance(m, PostOffice)})
 
     @property

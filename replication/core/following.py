@@ -65,6 +65,14 @@ class Following(Generic[OpT, ResultT]):
             kept += self.shadow.copy.log.bytes_kept
         return kept
 
+    @property
+    def machines(self) -> list[Machine[OpT, ResultT]]:
+        """Of the copy that counts, and of a fresh one that is being filled."""
+        copies = [self.copy]
+        if self.shadow is not None and self.shadow.copy is not self.copy:
+            copies.append(self.shadow.copy)
+        return [copy.machine for copy in copies]
+
     def stop(self) -> None:
         """From now on nobody is followed or confirmed to."""
         self.shadow = None

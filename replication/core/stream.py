@@ -143,6 +143,11 @@ class Stream(Generic[OpT, ResultT]):
         return self.copy.machine
 
     @property
+    def machines(self) -> list[Machine[OpT, ResultT]]:
+        """All that are in use here: see `Following`."""
+        return self._following.machines
+
+    @property
     def role(self) -> Role:
         if self._owner is not None:
             return Role.OWNER

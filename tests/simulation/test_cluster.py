@@ -159,6 +159,11 @@ def test_a_seed_is_a_schedule() -> None:
     assert second == first
 
 
+def test_a_copy_that_is_filled_anew_keeps_its_pages_meanwhile() -> None:
+    # In this schedule filling takes so long that the node looks which pages are needed still.
+    assert ClusterWorld(60_068, Profile.PAGED).run().rare["refilled"]
+
+
 def test_a_node_that_was_told_to_stop_while_it_was_frozen_is_started_again() -> None:
     # Given a node that is frozen, and told to stop
     world = ClusterWorld(0)
