@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal, get_args, get_origin
 
 import msgspec
 
-from broker.core.limits import Limits, Timing
+from broker.core.limits import SIZE_BYTES_MAX, Limits, Timing
 from broker.core.settings import NodeSettings
 from replication.core.clustermap import OnTooFewCopies
 from tanist.errors import ConfigError
@@ -88,7 +88,7 @@ class Queue(Table, frozen=True, kw_only=True):
     name: QueueName
     spread: Literal["every", "one"] = "every"
     when_full: Literal["hold", "refuse"] = "hold"
-    bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    bytes_max: Annotated[int, msgspec.Meta(ge=0, le=SIZE_BYTES_MAX)] = 0
 
 
 class Config(Table, frozen=True, kw_only=True):
@@ -200,6 +200,10 @@ def _check_keys(table: dict[str, object], struct: type[msgspec.Struct], prefix: 
         choices = _choices(known[key])
         if choices and value not in choices:
             raise ValueError(f"{prefix}{key}: expected {' or '.join(choices)}, got {value!r}")
+        if type(value) is int and (fits := _range(known[key])) and value not in fits:
+            raise ValueError(
+                f"{prefix}{key}: expected an integer from {fits[0]} to {fits[-1]}, got {value}"
+            )
         kind = (get_args(known[key]) or (known[key],))[0]  # X of list[X].
         if not msgspec.inspect.is_struct_type(kind):
             continue
@@ -218,6 +222,16 @@ def _choices(kind: object) -> tuple[str, ...]:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return tuple(kind)
     return ()
+
+
+def _range(kind: object) -> range | None:
+    """The integers that may stand there; none: it is no such key."""
+    for part in get_args(kind):
+        if isinstance(part, msgspec.Meta) and part.ge is not None and part.le is not None:
+            return range(int(part.ge), int(part.le) + 1)
+        if (inner := _range(part)) is not None:  # Of X in X | None.
+            return inner
+    return None
 
 
 def _in_words_of_the_file(sentence: str) -> str:

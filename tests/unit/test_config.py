@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from broker.app import SEGMENT_BYTES
 from broker.commands.config import TEMPLATE
 from broker.config import (
     Config,
@@ -19,6 +20,7 @@ from broker.config import (
     node_settings,
     numeric,
 )
+from broker.core.limits import Limits, Timing
 from replication.core.clustermap import OnTooFewCopies
 from tanist.errors import ConfigError
 
@@ -89,7 +91,10 @@ def test_all_that_is_in_the_file_reaches_the_core() -> None:
         ("[nod]\nname = 'n1'", r"unknown key nod \(did you mean node\?\); known keys: cluster"),
         (NODE + "[limits]\nwindow_op = 1", r"limits\.window_op \(did you mean window_ops\?\)"),
         (NODE + "[limits]\nxyzzy = 1", "unknown key limits.xyzzy; known keys: before_welcome_s"),
-        (NODE + "[limits]\nwindow_ops = 0", "limits.window_ops: expected an integer >= 1"),
+        (
+            NODE + "[limits]\nwindow_ops = 0",
+            "window_ops: expected an integer from 1 to 2147483647, got 0$",
+        ),
         (
             NODE + '[limits]\nwindow_bytes = "64 MiB"',
             "limits.window_bytes: expected an integer, got a text",
@@ -108,7 +113,19 @@ def test_all_that_is_in_the_file_reaches_the_core() -> None:
         (NODE + '[[queue]]\nname = "q"\n[[queue]]\nname = "q"', r"queue\[1\].*declared twice"),
         (NODE + '[[queue]]\nname = "a\\nb"', r"queue\[0\]\.name: .* cannot be seen"),
         (NODE + '[cluster]\non_too_few_copies = "no"', "expected wait or solo, got 'no'"),
-        (NODE + "[cluster]\nmin_copies = 0", "cluster.min_copies: expected an integer >= 1"),
+        (
+            NODE + "[cluster]\nmin_copies = 0",
+            "min_copies: expected an integer from 1 to 17, got 0$",
+        ),
+        (
+            NODE + '[[queue]]\nname = "q"\nbytes_max = 99999999999999999999',
+            r"queue\[0\]\.bytes_max: .* 0 to 4611686018427387904, got 99999999999999999999$",
+        ),
+        (
+            NODE + "[limits]\nbudget_bytes = 1",
+            "limits.budget_bytes: .* from 16777216 to .*, got 1$",
+        ),
+        (NODE.replace('"n1"', "9" * 30), "node.name: expected a text in quotes, got an integer"),
         (NODE + '[cluster.expected]\n"a b" = "127.0.0.1:1"', "a name in cluster.expected"),
         (NODE + '[cluster.expected]\nn2 = "127.0.0.1:7483"', "this node, n1, is not among n2"),
         (
@@ -142,6 +159,60 @@ def test_what_is_wrong_is_named_with_its_path_and_what_would_be_right(
     # Then the error begins with the file, and says what the operator has to mend
     assert str(caught.value).startswith(f"{file}: ")
     assert re.search(says, str(caught.value)), str(caught.value)
+
+
+INTEGERS = [
+    path
+    for path in [*struct_keys(Config), *struct_keys(Queue, "queue.")]
+    if path.split(".")[-1].endswith(("_ms", "_s", "_max", "_min", "_bytes", "_ops", "_messages"))
+    or path in ("cluster.failover_peers", "cluster.min_copies")
+]
+
+
+@pytest.mark.parametrize("path", INTEGERS)
+@pytest.mark.parametrize("value", [-1, 1 << 63, 10**400])
+def test_no_integer_is_accepted_that_a_node_could_not_work_with(path: str, value: int) -> None:
+    # Given a file with an integer that fits nowhere
+    table, key = path.split(".")
+    head = '[[queue]]\nname = "q"' if table == "queue" else f"[{table}]"
+    text = f"{NODE}{head}\n{key} = {value}\n"
+
+    # When it is read
+    with pytest.raises(ValueError, match="expected an integer from") as caught:
+        read(text)
+
+    # Then the key and the value are named
+    assert key in str(caught.value)
+    assert str(caught.value).endswith(f"got {value}")
+
+
+def test_all_integers_of_the_file_are_tried() -> None:
+    # Given all keys that hold integers; when those that are tried are looked at
+    kinds = {
+        **{f"limits.{field.name}": field.type for field in msgspec.structs.fields(Limits)},
+        **{f"timing.{field.name}": field.type for field in msgspec.structs.fields(Timing)},
+    }
+
+    # Then none is missing
+    assert set(kinds) <= set(INTEGERS)
+    assert "queue.bytes_max" in INTEGERS
+
+
+def test_the_greatest_of_everything_is_nothing_that_breaks_a_node() -> None:
+    # Given a file with the greatest integers that are accepted
+    most = {"ms": 2**31 - 1, "s": 2**31 - 1, "bytes": 2**62}
+    timing = "".join(f"{field.name} = {most['ms']}\n" for field in msgspec.structs.fields(Timing))
+    timing = timing.replace(f"heartbeat_ms = {most['ms']}", "heartbeat_ms = 100")
+    text = f"{NODE}[timing]\n{timing}[limits]\nbudget_bytes = {most['bytes']}\n"
+    text += f'window_bytes = {1 << 40}\n[[queue]]\nname = "q"\nbytes_max = {most["bytes"]}\n'
+
+    # When a node is told them, and what travels is encoded
+    settings = node_settings(read(text))
+
+    # Then it can be
+    assert msgspec.msgpack.encode(settings.timing)
+    assert msgspec.msgpack.encode(settings.queues)
+    assert settings.limits.window_bytes // SEGMENT_BYTES < 1 << 31
 
 
 @pytest.mark.parametrize("key", ["clients", "peers", "group"])
