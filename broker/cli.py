@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 import click
 
@@ -19,7 +22,7 @@ from broker.commands.messages import receive, send
 from broker.commands.queues import queue
 from broker.commands.run import run
 from broker.commands.status import status
-from broker.commands.terminal import fail, json_option
+from broker.commands.terminal import fail, json_option, say
 from tanist.errors import BrokenError, ConfigError, Error, QueueNotFound, RefusedError
 
 FAILED, USAGE, NO_NODE, REFUSED = 1, 2, 3, 4
@@ -28,31 +31,48 @@ FAILED, USAGE, NO_NODE, REFUSED = 1, 2, 3, 4
 class Commands(click.Group):
     """Turns errors into sentences and exit codes, for all commands."""
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        # Any: what click hands on to the context.
+        **extra: Any,
+    ) -> click.Context:
+        with _in_words():  # This prints --help and --version.
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> object:
-        try:
+        with _in_words():
             return super().invoke(ctx)
-        except ConfigError as error:
-            raise fail(str(error), code=USAGE) from None
-        except QueueNotFound as error:
-            raise fail(f"there is no queue {error.queue!r}", code=REFUSED) from None
-        except RefusedError as error:
-            raise fail(str(error), code=REFUSED) from None
-        except BrokenError as error:
-            raise fail(f"{error}\nto start a cluster: tanist dev --nodes 3", code=NO_NODE) from None
-        except Error as error:
-            raise fail(str(error), code=FAILED) from None
-        except BrokenPipeError:
-            # Whoever read our output has seen enough.
-            _give_up_stdout()
-            raise click.exceptions.Exit(FAILED) from None
-        except OSError as error:
-            _give_up_stdout()
-            why = error.strerror or str(error)
-            sentence = f"{error.filename}: {why}" if error.filename else why
-            raise fail(sentence, code=FAILED) from None
-        except KeyboardInterrupt:
-            click.echo(err=True)
-            raise fail("stopped", code=FAILED) from None
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise fail(str(error), code=USAGE) from None
+    except QueueNotFound as error:
+        raise fail(f"there is no queue {error.queue!r}", code=REFUSED) from None
+    except RefusedError as error:
+        raise fail(str(error), code=REFUSED) from None
+    except BrokenError as error:
+        raise fail(f"{error}\nto start a cluster: tanist dev --nodes 3", code=NO_NODE) from None
+    except Error as error:
+        raise fail(str(error), code=FAILED) from None
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        _give_up_stdout()
+        raise click.exceptions.Exit(FAILED) from None
+    except OSError as error:
+        _give_up_stdout()
+        why = error.strerror or str(error)
+        sentence = f"{error.filename}: {why}" if error.filename else why
+        raise fail(sentence, code=FAILED) from None
+    except KeyboardInterrupt:
+        say("")  # The terminal shows ^C in this line.
+        raise fail("stopped", code=FAILED) from None
 
 
 def _give_up_stdout() -> None:

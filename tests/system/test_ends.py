@@ -44,7 +44,15 @@ def unread_bytes(pipe: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "command", [["status"], ["queue", "ls"], ["queue", "ls", "--json"], ["receive", "full"]]
+    "command",
+    [
+        ["status"],
+        ["queue", "ls"],
+        ["queue", "stat", "full"],
+        ["status", "--json"],
+        ["receive", "full"],
+    ],
+    ids=" ".join,
 )
 def test_output_that_cannot_be_written_is_said_in_one_sentence(
     one_node: Cluster, command: list[str]
@@ -70,6 +78,24 @@ def test_output_that_cannot_be_written_is_said_in_one_sentence(
     assert done.returncode == 1
     assert said == "error: standard output: No space left on device\n"
     assert as_json(one_node, "queue", "stat", "full")["ready"] == 1
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["queue", "ls", "--help"]])
+def test_help_that_cannot_be_written_is_no_stack(command: list[str]) -> None:
+    # Given a disk that is full
+
+    # When help is written there
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "broker.entry", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+
+    # Then it is said in a sentence
+    assert (done.returncode, done.stderr) == (1, b"error: No space left on device\n")
 
 
 def test_ctrl_c_while_modules_are_loaded_ends_without_a_stack(tmp_path: Path) -> None:
