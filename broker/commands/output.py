@@ -40,13 +40,18 @@ class Output:
         """Returns when the reader has it, as far as that can be known. Raises
         `BrokenPipeError` if the reader has gone before."""
         self._written = False
-        while data:
-            with naming_stdout():
-                data = data[await aside(os.write, self._fd, data) :]
-        self._written = True
+        await aside(self._write, data)
         if self._is_pipe:
             await self._wait_until_taken()
             self.step = min(2 * self.step, STEP_MAX)
+
+    def _write(self, data: bytes) -> None:
+        """In the thread that writes: the reader may have it all, and Ctrl-C be pressed, before
+        the event loop is told."""
+        while data:
+            with naming_stdout():
+                data = data[os.write(self._fd, data) :]
+        self._written = True
 
     @property
     def taken(self) -> bool:
