@@ -72,7 +72,7 @@ name = "tanist"
 # name = "orders"
 # spread = "every"        # every: a part in each post office. one: one part, one total order.
 # when_full = "hold"      # hold: producers wait. refuse: they get an error.
-# bytes_max = 0           # Of a part; 0: only limits.queue_bytes_max.
+# bytes_max = 0           # Of a part, about: from here on they do. 0: limits.queue_bytes_max.
 """
 
 

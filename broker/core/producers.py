@@ -12,8 +12,10 @@ for which there is no room are parked, all in the order in which they came.
                   │          └─ parked until there is
                   └─ the connection ends
 
-Credit counts what the node's memory and the stream allow, a share of it for each. Who has
-used up half is *hungry*, and gets more at the end of a turn in which there is some to give.
+Credit counts what the node's memory, the stream and the queue allow, a share of it for each.
+Who has used up half is *hungry*, and gets more at the end of a turn in which there is some to
+give. A batch may be larger than the credit for it: only without any it may not come. So a
+queue that holds takes a batch of each producer beyond its bound, and what credit was out.
 
 Rules
 -----
@@ -53,7 +55,8 @@ GRANT_BELOW: Final = 0.5
 GRANT_SHARE: Final = 8
 """A producer is given this part of what is left at most, so that many share it."""
 GRANT_BYTES_MIN: Final = 4 << 10
-"""Less is not given: the producer waits for more."""
+"""Less is not given. If memory has less, the producer waits for more; if only its queue has,
+it gets this."""
 REFUSED_RETRY_MS: Final = 1000
 TIME_SHARE: Final = 24
 """Time is told to the post office each so-manieth part of what a producer may be idle."""
@@ -272,16 +275,20 @@ class Producers:
 
     def _full(self, queue: QueueInfo) -> str | None:
         """Why nothing more goes into a queue here; None if it does."""
-        limit = self._limits.queue_bytes_max
-        if queue.settings.bytes_max:
-            limit = min(limit, queue.settings.bytes_max)
-        part = self._office.part_of(queue.id)
-        if part is not None and self._office.bytes_of(part) >= limit:
+        if self._bytes_left(queue) <= 0:
             return f"queue {queue.name!r} is full in post office {self._stream.sid}"
         trouble = self._disk_trouble()
         if trouble is not None and self._grantable_bytes() < GRANT_SHARE * GRANT_BYTES_MIN:
             return f"the memory of post office {self._stream.sid} is full: {trouble}"
         return None
+
+    def _bytes_left(self, queue: QueueInfo) -> int:
+        """What a queue may still hold here."""
+        most = self._limits.queue_bytes_max
+        if queue.settings.bytes_max:
+            most = min(most, queue.settings.bytes_max)
+        part = self._office.part_of(queue.id)
+        return most if part is None else most - self._office.bytes_of(part)
 
     # Credit
 
@@ -310,6 +317,19 @@ class Producers:
             left = max(left, GRANT_BYTES_MIN)
         if left < GRANT_BYTES_MIN:
             return False
+        share = min(limits.producer_credit_bytes, left, self._share(queue))
         channel.granted_messages = channel.used_messages + limits.producer_credit_messages
-        channel.granted_bytes = channel.used_bytes + min(limits.producer_credit_bytes, left)
+        # What was given once is not taken back, even if there is less to give now.
+        channel.granted_bytes = max(channel.granted_bytes, channel.used_bytes + share)
         return True
+
+    def _share(self, queue: QueueInfo) -> int:
+        """What one of a queue's producers gets of the bytes that are left to the queue.
+
+        Not the less the more the others have already: who has credit may be idle for ever.
+        """
+        left = self._bytes_left(queue)
+        if left >= self._limits.producer_credit_bytes * len(self._channels):
+            return left  # Enough for all: they need not be counted.
+        sharing = sum(channel.queue.id == queue.id for channel in self._channels.values())
+        return max(GRANT_BYTES_MIN, left // max(1, sharing))

@@ -14,6 +14,7 @@ from broker.core.handout import Released, Settle
 from broker.core.limits import Limits, Timing
 from broker.core.ops import PostOfficeOp
 from broker.core.post_office import PostOffice
+from broker.core.producers import GRANT_BYTES_MIN
 from replication.core.owner import Held
 from replication.core.stream import Stream
 from tanist.wire import hot
@@ -357,6 +358,64 @@ def test_a_full_queue_that_refuses_says_so_and_ends_the_channel() -> None:
     assert isinstance(refused, Refused)
     assert (refused.n, refused.code) == (2, "full")
     assert 1 not in bench.connection.channels
+
+
+def test_a_producer_gets_no_more_credit_than_its_queue_may_hold() -> None:
+    # Given a queue that holds producers above 100,000 bytes, and one of them
+    bench = Bench()
+    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=100_000))
+    bench.produce(queue=queue)
+    bench.turn()
+
+    # When that publishes as long as it may
+    published = 0
+    while bench.producer.has_credit:
+        published += 1
+        assert published < 1_000, "the queue is never full"
+        bench.publish(published, bytes(1_000))
+        bench.turn()
+
+    # Then the queue is full, and beyond its bound by little more than a batch
+    part = bench.office.part_of(queue.id)
+    assert part is not None
+    assert 100_000 <= bench.office.bytes_of(part) < 100_000 + GRANT_BYTES_MIN + 2_000
+
+
+def test_a_small_queue_is_shared_by_its_producers_and_none_is_left_without() -> None:
+    # Given a queue that holds little, and a producer that has credit and does not use it
+    bench = Bench()
+    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=100_000))
+    bench.produce(queue=queue)
+    other = client(2)
+    asked = OpenProducer(req=1, sid=1, queue_id=8, producer="c" * 32, producer_epoch=1, lowest_n=1)
+
+    # When another one comes
+    bench.desk.open(other, 1, asked, queue, bench.outbox)
+    bench.turn()
+
+    # Then that has half, and the first one keeps what it has
+    channel = other.channels[1]
+    assert isinstance(channel, ProducerChannel)
+    assert channel.granted_bytes == 50_000
+    assert bench.producer.granted_bytes == 100_000
+
+
+def test_in_a_queue_of_a_few_bytes_a_producer_has_credit_for_a_batch() -> None:
+    # Given a queue that may hold ten bytes
+    bench = Bench()
+    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=10))
+
+    # When a producer comes, and publishes
+    bench.produce(queue=queue)
+    bench.turn()
+    granted = bench.producer.granted_bytes
+    bench.publish(1, bytes(10 * GRANT_BYTES_MIN))
+    bench.turn()
+
+    # Then it had credit for this one, and has none for another
+    assert granted == GRANT_BYTES_MIN
+    assert bench.office.stat(queue.id).ready == 1
+    assert not bench.producer.has_credit
 
 
 def test_a_queue_that_refuses_does_so_while_the_disk_takes_no_pages_and_memory_is_full() -> None:
