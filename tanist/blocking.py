@@ -488,15 +488,18 @@ class Consumer:
 
     def ack(self, message: Message) -> None:
         """This message is done with. Does not wait."""
+        # Here, where the caller hears of it: over there it would end the batch that it is in.
+        self._consumer.check(message)
         self._hand_over.put((message, None))
 
     def ack_many(self, messages: Iterable[Message]) -> None:
-        """All of these are done with."""
+        """All of these are done with. If one cannot be acked, those before it are."""
         for message in messages:
             self.ack(message)
 
     def requeue(self, message: Message, *, failed: bool = False) -> None:
         """Give the message back to its place in the queue. See `tanist.Consumer.requeue`."""
+        self._consumer.check(message)
         self._hand_over.put((message, failed))
 
     async def _settle_all(self, items: list[tuple[Message, bool | None]]) -> None:

@@ -170,17 +170,20 @@ class Consumer:
     def ack(self, message: Message) -> None:
         """This message is done with. Leaves at the end of the turn."""
         core = self._core
-        run, index = message._run, message._index
+        try:
+            run, index = message._run, message._index
+        except AttributeError:
+            raise _not_a_message(message) from None
         # In order of delivery, as nearly always, an ack is two comparisons and a sum.
         if run is core.ack_run and index == core.ack_end:
             core.ack_end = index + 1
             return
-        self._check(message)
+        self.check(message)
         core.ack(run, index)
         self._client.turn()
 
     def ack_many(self, messages: Iterable[Message]) -> None:
-        """All of these are done with."""
+        """All of these are done with. If one cannot be acked, those before it are."""
         for message in messages:
             self.ack(message)
 
@@ -189,11 +192,14 @@ class Consumer:
 
         With `failed` it counts as an attempt; without, it was not worked on.
         """
-        self._check(message)
+        self.check(message)
         self._core.requeue(message._run, message._index, Cause.FAILED if failed else Cause.RETURNED)
         self._client.turn()
 
-    def _check(self, message: Message) -> None:
+    def check(self, message: Message) -> None:
+        """Raises if this cannot be acked or requeued here, whoever holds it by now."""
+        if not isinstance(message, Message):
+            raise _not_a_message(message)
         if message._run.leg.consumer is not self._core:
             raise LocalProtocolError(f"message {message.id} is another consumer's")
 
@@ -232,6 +238,10 @@ class Consumer:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _not_a_message(value: object) -> TypeError:
+    return TypeError(f"only a message can be acked or requeued, not {type(value).__name__}")
 
 
 class Processing:

@@ -152,6 +152,35 @@ def test_an_error_requeues_and_automatic_acks_are_made_at_hand_over(server: Serv
     assert server.cluster.states("q") == ["done", "done"]
 
 
+def test_what_cannot_be_settled_raises_at_the_call_and_takes_no_other_with_it(
+    server: ServerThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given messages of one consumer, and a message of another one
+    server.put(b"another one's")
+    with blocking.connect(server.url) as client, client.consumer("q", prefetch=1) as another:
+        strange = another.fetch(1, timeout=5)[0]
+        server.put(*(b"%d" % n for n in range(4)))
+        with client.consumer("q") as consumer:
+            messages = consumer.fetch(4, timeout=5)
+
+            # When wrong ones are settled between right ones
+            consumer.ack(messages[0])
+            with pytest.raises(TypeError, match="not NoneType"):
+                consumer.ack(None)  # type: ignore[arg-type]  # That is the test.
+            consumer.ack(messages[1])
+            with pytest.raises(TypeError, match="not bytes"):
+                consumer.requeue(b"body")  # type: ignore[arg-type]  # That is the test.
+            consumer.ack(messages[2])
+            with pytest.raises(tanist.LocalProtocolError, match="another consumer"):
+                consumer.ack(strange)
+            consumer.ack(messages[3])
+            consumer.flush()
+
+            # Then all the right ones are settled, and nothing else was lost on the way
+            assert server.cluster.states("q") == ["in flight"] + ["done"] * 4
+    assert "never retrieved" not in caplog.text
+
+
 def test_iteration_ends_when_another_thread_closes(server: ServerThread) -> None:
     with blocking.connect(server.url) as client:
         consumer = client.consumer("q")

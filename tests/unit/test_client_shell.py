@@ -351,6 +351,30 @@ def test_a_message_is_settled_by_the_consumer_that_has_it() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("value", [None, b"body", "1.1.0.0"])
+def test_only_a_message_can_be_settled_and_others_are_not_disturbed(value: object) -> None:
+    async def scenario(cluster: FakeCluster, server: FakeServer) -> None:
+        # Given two messages in hand
+        async with tanist.connect(server.url) as client, client.consumer("q") as consumer:
+            cluster.put("q", b"1", b"2")
+            server.spread()
+            first, second = await consumer.fetch(2)
+
+            # When something else is settled between them
+            consumer.ack(first)
+            with pytest.raises(TypeError, match=f"not {type(value).__name__}"):
+                consumer.ack(value)  # type: ignore[arg-type]  # That is the test.
+            with pytest.raises(TypeError, match=f"not {type(value).__name__}"):
+                consumer.requeue(value)  # type: ignore[arg-type]  # That is the test.
+            consumer.ack(second)
+            await consumer.flush()
+
+            # Then both are done
+            assert cluster.states("q") == ["done", "done"]
+
+    play(scenario)
+
+
 def test_several_tasks_may_take_from_one_consumer() -> None:
     async def scenario(cluster: FakeCluster, server: FakeServer) -> None:
         async with tanist.connect(server.url) as client, client.consumer("q") as consumer:
