@@ -13,6 +13,9 @@ Rules
    what we held, and what lies in the socket may be out of date.
 3. A node that stopped says nothing, so a client that knows only that one would wait for the
    whole silence. Before that it enters by another one as well, and learns of a takeover.
+4. The kernel of a node that stopped still accepts connections, which nobody welcomes. After
+   `OVERDUE_S` another node is dialed beside such a one, so that it costs an entering client
+   no more than that.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from tanist.core.backoff import Backoff
 from tanist.core.events import Dial, Effect, Hangup
 from tanist.core.link import Link, State
-from tanist.core.settings import DOUBT_S, OPENING_S_MAX, SILENCE_S, ClientSettings
+from tanist.core.settings import DOUBT_S, OPENING_S_MAX, OVERDUE_S, SILENCE_S, ClientSettings
 from tanist.core.topology import KnownTopology, Place
 from tanist.url import split_locator
 from tanist.wire.control import VERSION, Hello, Ping, Welcome
@@ -74,7 +77,15 @@ class Links:
 
     @property
     def opening(self) -> bool:
+        """Whether one is being made, however long it takes."""
         return any(link.state is not State.OPEN for link in self._links.values())
+
+    def promising(self, now: float) -> bool:
+        """Whether one is being made that may well be welcome in a moment."""
+        return any(
+            link.state is not State.OPEN and now < link.begun_at + OVERDUE_S
+            for link in self._links.values()
+        )
 
     @property
     def entry(self) -> Link | None:
@@ -179,9 +190,9 @@ class Links:
     # Time
 
     def in_doubt(self, now: float) -> bool:
-        """Whether no connection has been heard of lately, and none is being made."""
-        return not self.opening and all(
-            now >= link.heard_at + DOUBT_S for link in self._links.values()
+        """Whether no connection has been heard of lately, and none is about to be welcome."""
+        return not self.promising(now) and all(
+            now >= link.heard_at + DOUBT_S for link in self.open_links()
         )
 
     def silent(self, now: float) -> list[tuple[Link, str]]:
@@ -213,6 +224,8 @@ class Links:
                     at = min(at, link.heard_at + DOUBT_S)
             else:
                 at = link.begun_at + OPENING_S_MAX
+                if now < link.begun_at + OVERDUE_S:
+                    at = link.begun_at + OVERDUE_S
             if deadline is None or at < deadline:
                 deadline = at
         return deadline

@@ -113,14 +113,14 @@ class Router:
         for link in self._links.open_links():
             if link.node not in errand.avoid:
                 return link
-        if self._links.opening:
+        if self._links.promising(now):
             return None
         others = [
             locator
             for locator in self._links.everywhere()
             if self._topology.node_at(locator) not in errand.avoid
         ]
-        if not self._links.dial_one(others, now, outbox):
+        if not self._links.dial_one(others, now, outbox) and not self._links.opening:
             self._wait_for_anybody(errand, now)
         return None
 

@@ -9,6 +9,9 @@ SILENCE_S: Final = 3.0
 """A connection that was quiet for so long is closed. If our own turn was that late, all are."""
 DOUBT_S: Final = 1.5
 """When all connections were quiet for so long, another node is asked what it knows."""
+OVERDUE_S: Final = 1.0
+"""A connection that is not welcome by then is waited for no longer: another node is tried
+beside it."""
 OPENING_S_MAX: Final = 3.0
 """A connection that is not welcome by then is given up."""
 HOPS_MAX: Final = 10

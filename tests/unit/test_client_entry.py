@@ -98,6 +98,69 @@ def test_all_given_nodes_are_tried_before_one_is_tried_again() -> None:
     assert len(bench.dials) == len({port for _, port in bench.dials})
 
 
+def freeze(cluster: FakeCluster, *names: str) -> None:
+    """These nodes accept connections, and say nothing."""
+    for name in names:
+        cluster.nodes[name].intercept = lambda connection, frame: True
+
+
+@pytest.mark.parametrize("frozen", ["a", "b", "c", "ab", "bc", "ca"])
+def test_each_node_that_accepts_and_says_nothing_costs_an_entering_client_a_second(
+    frozen: str,
+) -> None:
+    # Given a cluster in which nodes are frozen
+    cluster = FakeCluster("a", "b", "c")
+    freeze(cluster, *frozen)
+    bench = Bench(cluster, locators=[node.locator for node in cluster.nodes.values()])
+
+    # When a client enters by any of them
+    token = bench.begin(lambda token: bench.core.enter(token, bench.now))
+    bench.advance(len(frozen) * 1.0)
+
+    # Then it is in by another one after a second for each, and gets its answers there
+    assert bench.results.get(token, "waits") is None
+    assert bench.core.entry not in ("", *frozen)
+    done = bench.ask(lambda token: bench.core.status(token, bench.now))
+    assert isinstance(done, control.Done)
+
+
+def test_a_client_that_is_in_keeps_its_answers_while_a_frozen_node_is_dialed() -> None:
+    # Given a client that has entered beside a frozen node
+    cluster = FakeCluster("a", "b", "c")
+    freeze(cluster, "b")
+    bench = Bench(cluster, locators=[node.locator for node in cluster.nodes.values()])
+    bench.begin(lambda token: bench.core.enter(token, bench.now))
+    bench.advance(1)
+    entry = bench.core.entry
+
+    # When the frozen one is given up
+    bench.advance(5)
+
+    # Then the client is where it was, and has no reason to dial again
+    assert bench.core.entry == entry
+    assert len(bench.dials) == 2
+    assert bench.told == []
+
+
+def test_a_single_frozen_node_is_waited_for_without_turning_in_circles() -> None:
+    # Given a client that knows one node, which is frozen
+    cluster = FakeCluster("a")
+    freeze(cluster, "a")
+    bench = Bench(cluster)
+    bench.begin(lambda token: bench.core.enter(token, bench.now))
+    status = bench.begin(lambda token: bench.core.status(token, bench.now))
+
+    # When it waits, and the node goes on after four seconds
+    bench.advance(4)
+    wakes = bench.wakes
+    cluster.nodes["a"].intercept = None
+    bench.advance(5)
+
+    # Then it woke a few times only, and has its answer
+    assert wakes < 10
+    assert isinstance(bench.results[status], control.Done)
+
+
 def test_entering_fails_after_the_failover_timeout() -> None:
     cluster = FakeCluster("a")
     cluster.nodes["a"].alive = False
