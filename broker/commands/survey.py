@@ -87,7 +87,7 @@ def put_together(answers: list[Document]) -> Document:
     return {
         "cluster": newest["cluster"],
         "ver": newest["ver"],
-        "acceptors": newest["acceptors"],
+        "acceptors": [name for name in newest["acceptors"] if name not in _voteless(by_node)],
         "nodes": {
             name: {**node, "answered": name in by_node, **_own(by_node.get(name))}
             for name, node in newest["nodes"].items()
@@ -102,7 +102,13 @@ def _doubts(newest: Document, by_node: dict[str, Document]) -> list[str]:
     """Why the map that is shown may not be the one that holds."""
     doubts: list[str] = []
     acceptors = newest["acceptors"]
-    answered = [name for name in acceptors if name in by_node]
+    voteless = _voteless(by_node)
+    answered = [name for name in acceptors if name in by_node and name not in voteless]
+    doubts += [
+        f"{name} has lost its file of votes: it takes part and does not vote, so a majority of the"
+        f" {len(acceptors)} votes must be found without it"
+        for name in voteless
+    ]
     if 2 * len(answered) <= len(acceptors):
         doubts.append(
             f"{len(answered)} of {len(acceptors)} voting nodes answered, which is no majority:"
@@ -120,6 +126,10 @@ def _doubts(newest: Document, by_node: dict[str, Document]) -> list[str]:
             else f"{', '.join(silent)} are shown as up and do not answer: the map may be old"
         )
     return doubts
+
+
+def _voteless(by_node: dict[str, Document]) -> list[str]:
+    return [name for name, answer in by_node.items() if answer["lost_vote"]]
 
 
 def _own(answer: Document | None) -> Document:

@@ -61,6 +61,7 @@ class StatusReport:
             "ver": member.ver,
             "topology_hash": self._lobby.topology.hash,
             "acceptors": [name for name, _ in member.register.acceptors],
+            "lost_vote": member.register.lost_vote,
             "nodes": {
                 name: {
                     "state": str(entry.state),

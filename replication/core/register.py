@@ -32,7 +32,7 @@ from replication.core.acceptor import Acceptor, Vote, decode_vote
 from replication.core.bootstrap import Bootstrap
 from replication.core.changes import Form, Function
 from replication.core.clustermap import ClusterMap, NodeEntry, Settings
-from replication.core.envelope import Envelope, Voters, decode_envelope
+from replication.core.envelope import AcceptorId, Envelope, Voters, decode_envelope
 from replication.core.identity import NO_BALLOT, Ballot, Incarnation
 from replication.core.learner import Learner
 from replication.core.proposer import Proposer
@@ -151,6 +151,13 @@ class Register:
             return self.learner.chosen.envelope.cfg
         stored = self._stored()
         return stored.cfg if stored is not None else ()
+
+    @property
+    def lost_vote(self) -> bool:
+        """Whether this node should vote and cannot: its file is not the one that was counted."""
+        mine = AcceptorId(self.me.node, self.acceptor.vote.acc_inc)
+        named = any(acceptor.node == self.me.node for acceptor in self.acceptors)
+        return named and mine not in self.acceptors
 
     @property
     def last_majority_at(self) -> float | None:
@@ -326,6 +333,9 @@ class Register:
         assert chosen is not None
         self.bootstrap = None
         if not self.proposer.is_open:
+            if self.lost_vote:
+                text = "the file of votes was lost: this node takes part, and does not vote"
+                outbox.append(Note("warning", text, {"node": self.me.node}))
             self.proposer.open(chosen.envelope.cluster_id, chosen.envelope.voters)
         self.proposer.learned(now, outbox)
         self.proposer.wake(now, outbox)

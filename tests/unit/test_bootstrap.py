@@ -301,6 +301,12 @@ def test_a_node_that_lost_its_file_joins_and_votes_nowhere() -> None:
     assert nodes.changed == [Changed(request, 2, (DONE,))]
     assert not nodes.votes("a")
     assert not nodes.registers["a"].acceptor.initialised
+    assert {name: register.lost_vote for name, register in nodes.registers.items()} == {
+        "a": True,
+        "b": False,
+        "c": False,
+    }
+    assert "the file of votes was lost: this node takes part, and does not vote" in nodes.notes
 
 
 def test_nodes_that_lost_their_files_never_form_a_cluster_beside_a_survivor() -> None:

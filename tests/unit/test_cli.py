@@ -175,6 +175,7 @@ def seen_by(node: str, *, ver: int, owner: str, **stream: Any) -> dict[str, Any]
         "cluster": "tanist",
         "ver": ver,
         "acceptors": ["a", "b"],
+        "lost_vote": False,
         "nodes": {name: {"state": "up", "locators": []} for name in ("a", "b")},
         "streams": {
             "1": {"home": "a", "owner": owner, "warnings": [], "here": {"role": node}, **stream}
@@ -307,6 +308,22 @@ def test_status_says_when_what_it_shows_may_not_hold() -> None:
     # Then it is said that there is no majority, and that the map may be old
     assert doubts[0].startswith("1 of 3 voting nodes answered, which is no majority")
     assert doubts[1] == "n2, n3 are shown as up and do not answer: the map may be old"
+
+
+def test_a_node_that_lost_its_vote_is_no_voter_and_not_part_of_a_majority() -> None:
+    # Given three voters, one of which does not answer, and another one lost its file of votes
+    answers = [seen_by(name, ver=1, owner="a.1") for name in "ab"]
+    for answer in answers:
+        answer["acceptors"] = ["a", "b", "c"]
+    answers[1]["lost_vote"] = True
+
+    # When that is put together
+    document = put_together(answers)
+
+    # Then it is said of it, and one of three is no majority
+    assert document["acceptors"] == ["a", "c"]
+    assert document["doubts"][0].startswith("b has lost its file of votes")
+    assert document["doubts"][1].startswith("1 of 3 voting nodes answered")
 
 
 def test_status_says_which_copy_cannot_read_what_others_can() -> None:
