@@ -8,6 +8,9 @@ import msgspec
 
 BUDGET_BYTES_MIN: Final = 16 << 20
 """In less a node with a few post offices has no room for pages beside what it keeps of each."""
+WINDOW_BYTES_MIN: Final = 4 << 20
+"""The largest message must fit into what publishes may use of it, and others beside."""
+WINDOW_OPS_MIN: Final = 100
 SIZE_BYTES_MAX: Final = 1 << 62
 """Twice as much is no number on the wire."""
 
@@ -43,10 +46,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     disk_free_bytes_min: Bytes = 1 << 30
     """Left free on the disk of `node.dir`. Below it no page is written."""
 
-    window_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] = 64 << 20
+    window_bytes: Annotated[int, msgspec.Meta(ge=WINDOW_BYTES_MIN, le=1 << 40)] = 64 << 20
     """Uncommitted ops per stream. Publishes that do not fit wait in order."""
 
-    window_ops: Count = 50_000
+    window_ops: Annotated[int, msgspec.Meta(ge=WINDOW_OPS_MIN, le=(1 << 31) - 1)] = 50_000
     """The same, counted."""
 
     repair_bytes: Bytes = 64 << 20

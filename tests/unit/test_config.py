@@ -66,7 +66,7 @@ def test_all_that_is_in_the_file_reaches_the_core() -> None:
         + '[cluster]\nname = "prod"\nfailover_peers = 1\nmin_copies = 2\n'
         + 'on_too_few_copies = "solo"\n'
         + THREE
-        + "[timing]\nsilence_ms = 600\n[limits]\nwindow_ops = 7\n"
+        + "[timing]\nsilence_ms = 600\n[limits]\nwindow_ops = 700\n"
         + '[[queue]]\nname = "orders"\nspread = "one"\nwhen_full = "refuse"\nbytes_max = 9\n'
     )
 
@@ -78,7 +78,7 @@ def test_all_that_is_in_the_file_reaches_the_core() -> None:
     assert settings.on_too_few_copies is OnTooFewCopies.SOLO
     assert settings.expected == ("n1", "n2", "n3")
     assert settings.peers["n3"] == "127.0.0.1:7493"
-    assert (settings.timing.silence_ms, settings.limits.window_ops) == (600, 7)
+    assert (settings.timing.silence_ms, settings.limits.window_ops) == (600, 700)
     queue = settings.queues[0]
     assert (queue.name, queue.spread) == ("orders", "one")
     assert (queue.settings.when_full, queue.settings.bytes_max) == ("refuse", 9)
@@ -93,7 +93,7 @@ def test_all_that_is_in_the_file_reaches_the_core() -> None:
         (NODE + "[limits]\nxyzzy = 1", "unknown key limits.xyzzy; known keys: before_welcome_s"),
         (
             NODE + "[limits]\nwindow_ops = 0",
-            "window_ops: expected an integer from 1 to 2147483647, got 0$",
+            "window_ops: expected an integer from 100 to 2147483647, got 0$",
         ),
         (
             NODE + '[limits]\nwindow_bytes = "64 MiB"',
