@@ -26,7 +26,7 @@ from tests.unit import (
     test_succession,
 )
 
-QUICK = {Profile.PLAIN: 36, Profile.TIGHT: 20, Profile.STEADY: 12, Profile.PAGED: 20}
+QUICK = {Profile.PLAIN: 36, Profile.TIGHT: 20, Profile.STEADY: 12, Profile.PAGED: 48}
 LONG = {Profile.PLAIN: 2_000, Profile.TIGHT: 2_000, Profile.STEADY: 1_000, Profile.PAGED: 2_000}
 HAPPENS = {
     Profile.PLAIN: ("lost", "graces that ended"),
