@@ -12,6 +12,7 @@ import click
 
 from broker.commands.terminal import fail, say
 from broker.config import CLIENT_PORT, Config, Node, load_config, node_file
+from broker.runtime.huge_pages import use_huge_pages
 from broker.runtime.logs import Form, Logs, form_for_stderr
 from replication.core.events import Level
 
@@ -34,14 +35,15 @@ def run(
 
     Without FILE: a node alone on loopback, with defaults, and a temporary directory.
     """
+    configured = None if file is None else load_config(node_file(file))
+    use_huge_pages()
     # Here, since the other commands need neither uvloop nor libzmq.
     from broker.app import StartError, run_node
 
     with ExitStack() as held:
-        if file is None:
-            config = _alone(held.enter_context(tempfile.TemporaryDirectory(prefix="tanist-")))
-        else:
-            config = load_config(node_file(file))
+        config = configured or _alone(
+            held.enter_context(tempfile.TemporaryDirectory(prefix="tanist-"))
+        )
         form = Form(log_form) if log_form else form_for_stderr()
         logs = Logs(
             config.node.name,

@@ -19,6 +19,7 @@ import pytest
 
 import tanist as client
 from broker.commands.local_cluster import free_ports
+from broker.runtime.huge_pages import TUNABLE, VARIABLE
 from tanist.wire.limits import QUEUES_PAGE_MAX
 from tests.system.cluster import Cluster, wait_until
 from tests.system.conftest import MakeCluster
@@ -337,6 +338,15 @@ def test_dev_leaves_the_files_of_a_node_that_was_started_again_by_hand(
     finally:
         again.kill()
         again.communicate()
+
+
+def test_a_node_has_its_memory_in_huge_pages(one_node: Cluster) -> None:
+    # Given a node that runs
+    pid = one_node.nodes[0].pid
+
+    # Then its allocator was told so when it started
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert f"{VARIABLE}={TUNABLE}=1".encode() in environment
 
 
 def test_two_nodes_with_one_directory_or_address_do_not_run(one_node: Cluster) -> None:
