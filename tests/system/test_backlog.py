@@ -18,17 +18,20 @@ TRIES = 2
 
 
 @pytest.mark.timeout(600)
-def test_a_queue_larger_than_memory_is_whole_within_the_budget_and_as_fast(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["free", "limited"])
+def test_a_queue_larger_than_memory_is_whole_within_the_budget_and_as_fast(
+    tmp_path: Path, mode: str
+) -> None:
     # Given five million messages and nodes that have memory for a fifth of them
     plan = Plan(messages=5_000_000, budget_mib=128, directory=tmp_path, plot=tmp_path / "plot.svg")
 
-    # When they go into one queue and out again, free and in control groups
+    # When they go into one queue and out again, free or in control groups
     runs: list[dict[str, Any]] = []
-    for _ in range(TRIES):
-        result = asyncio.run(bench(plan, ("free", "limited"), print))
-        runs += [run for run in result["runs"].values() if "skipped" not in run]
-        if all(max(_ratios(runs, which)) >= RATIO_MIN for which in ("publish", "consume")):
-            break
+    while len(runs) < TRIES and not any(_fast(run) for run in runs):
+        run = asyncio.run(bench(plan, (mode,), print))["runs"][mode]
+        if "skipped" in run:
+            pytest.skip(run["skipped"])
+        runs.append(run)
 
     # Then nothing was lost or out of order, memory never went beyond its limit, and at least
     # once it was as fast as from memory
@@ -37,8 +40,9 @@ def test_a_queue_larger_than_memory_is_whole_within_the_budget_and_as_fast(tmp_p
         assert run["targets"]["went_to_files"]
         assert run["targets"]["peak_rss"], run["peak_rss_mib"]
         assert run["trouble"] == []
-    assert max(_ratios(runs, "publish")) >= RATIO_MIN
-    assert max(_ratios(runs, "consume")) >= RATIO_MIN
+    assert any(_fast(run) for run in runs), [
+        (run["publish_ratio"], run["consume_ratio"]) for run in runs
+    ]
     assert "<polyline" in (tmp_path / "plot.svg").read_text()
 
 
@@ -56,6 +60,6 @@ def test_a_takeover_with_a_backlog_in_files_takes_no_longer(tmp_path: Path) -> N
     assert kills[-1].promotion_ms < PROMOTION_MS_MAX, kills
 
 
-def _ratios(runs: list[dict[str, Any]], which: str) -> list[float]:
+def _fast(run: dict[str, Any]) -> bool:
     # Any: figures, as they are printed.
-    return [run[f"{which}_ratio"] for run in runs]
+    return bool(min(run["publish_ratio"], run["consume_ratio"]) >= RATIO_MIN)
