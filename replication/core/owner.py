@@ -216,12 +216,17 @@ class Owner(Generic[OpT, ResultT]):
         if segments:
             self._backups.send_segments(segments, outbox)
             self._backups.ticks.news(now)
-            self._free = self._seat.free_bytes()
-            self._free_at_bytes = self.copy.log.bytes_total
+            self._look_for_room()
         self._release.emit(outbox)
+
+    def _look_for_room(self) -> None:
+        self._free = self._seat.free_bytes()
+        self._free_at_bytes = self.copy.log.bytes_total
 
     def wake(self, now: float, outbox: list[Effect]) -> None:
         if now >= self._backups.ticks.due_at():
+            # Pages that went to files made some, and no op says so: publishers wait for it.
+            self._look_for_room()
             self._backups.send_tick(now, outbox, memory_s=self._answers_count_s)
             self._review(now, outbox)
             self._backups.trim(self._in_sync.waited_for)
