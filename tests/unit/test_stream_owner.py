@@ -640,3 +640,21 @@ def test_a_stream_is_full_when_many_answers_wait_that_append_nothing() -> None:
     assert not before
     assert cluster[A].commit == 1
     assert cluster[A].full()
+
+
+def test_an_owner_whose_memory_was_full_has_room_again_without_a_further_op() -> None:
+    # Given an owner alone whose memory the last op filled
+    cluster = Cluster(a_map(A, nodes="a", failover_peers=0), A)
+    free = 0
+    seat = cluster[A]._seat
+    object.__setattr__(seat, "free_bytes", lambda: free)
+    cluster.append(A, b"the last one")
+    cluster.run(0.2)
+    assert cluster[A].room() == 0
+
+    # When pages go to files, and nobody says anything
+    free = 1 << 20
+    cluster.run(1.0)
+
+    # Then there is room, or its publishers would wait for ever
+    assert cluster[A].room() > 0
