@@ -365,11 +365,10 @@ class Disown(_Change, frozen=True, kw_only=True):
     me: Incarnation
 
     def _refusal(self, value: ClusterMap) -> str | None:
-        stream = value.streams.get(self.sid)
-        if stream is None:
-            return f"there is no stream {self.sid}"
-        if stream.epoch != self.epoch:
-            return f"stream {self.sid} is in epoch {stream.epoch}, not {self.epoch}"
+        refusal = _not_in_epoch(value, self.sid, self.epoch)
+        if refusal is not None:
+            return refusal
+        stream = value.streams[self.sid]
         if self.me == stream.owner:
             return f"{self.me} owns stream {self.sid} and cannot leave it"
         if is_live(value, stream.owner):
@@ -479,12 +478,20 @@ def _not_a_live_broker(value: ClusterMap, who: Incarnation) -> str | None:
     return None
 
 
-def _not_owned(value: ClusterMap, sid: int, epoch: int, who: Incarnation) -> str | None:
+def _not_in_epoch(value: ClusterMap, sid: int, epoch: int) -> str | None:
     stream = value.streams.get(sid)
     if stream is None:
         return f"there is no stream {sid}"
     if stream.epoch != epoch:
         return f"stream {sid} is in epoch {stream.epoch}, not {epoch}"
+    return None
+
+
+def _not_owned(value: ClusterMap, sid: int, epoch: int, who: Incarnation) -> str | None:
+    refusal = _not_in_epoch(value, sid, epoch)
+    if refusal is not None:
+        return refusal
+    stream = value.streams[sid]
     if stream.owner != who:
         return f"stream {sid} belongs to {stream.owner}, not {who}"
     return None

@@ -94,8 +94,7 @@ class Owner(Generic[OpT, ResultT]):
         )
         self.append = self._growing.append  # Not one call more than needed, for each op.
         self.answer = self._release.answer
-        self._free = seat.free_bytes()
-        self._free_at_bytes = copy.log.bytes_total
+        self._look_for_room()
         self._turn_at = now
 
     def begin(self, before: Incarnation | None, now: float, outbox: list[Effect]) -> None:

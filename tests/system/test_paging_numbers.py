@@ -11,16 +11,10 @@ import tanist as client
 from tests.system.cluster import Cluster, wait_until
 from tests.system.conftest import MakeCluster
 from tests.system.test_commands import as_json, tanist
+from tests.system.test_damaged_pages import LITTLE
 
 pytestmark = pytest.mark.system
 
-LITTLE = """
-[limits]
-budget_bytes = 16_777_216
-page_bytes = 262_144
-read_ahead_bytes = 1_048_576
-disk_free_bytes_min = 1
-"""
 MESSAGES = 24_000
 BODY = bytes(1_000)
 
