@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from broker.core.connection import Channel, Connection
 from broker.core.events import Effect
@@ -20,6 +21,9 @@ class ProducerChannel(Channel):
     used_bytes: int = 0
     granted_messages: int = 0
     granted_bytes: int = 0
+    window_bytes: int = 0
+    """How far ahead of what it used it may be let; the faster it uses that up, the farther."""
+    granted_at: float = -inf
     parked: int = 0
     """Batches that came on credit and wait for room."""
 
@@ -27,6 +31,11 @@ class ProducerChannel(Channel):
     def has_credit(self) -> bool:
         """Left in both: then one whole batch may come, even if it goes beyond."""
         return self.used_messages < self.granted_messages and self.used_bytes < self.granted_bytes
+
+    @property
+    def unused_bytes(self) -> int:
+        """Of its credit. A batch may be larger than what was left."""
+        return max(0, self.granted_bytes - self.used_bytes)
 
 
 @dataclass(slots=True, eq=False)

@@ -228,7 +228,7 @@ class Desk:
         self.holdings.unpark()
         self.producers.unpark()
         self.consumers.plan(now, outbox)
-        self.producers.feed_hungry(outbox)
+        self.producers.feed_hungry(now, outbox)
         if self._handout.withheld:
             self._handout.hand_out(lambda: self.stream.may_deliver(now), outbox)
 

@@ -56,7 +56,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The newest segments that every copy keeps per stream, so that others can catch up by ops."""
 
     producer_credit_bytes: Bytes = 4 << 20
-    """Given to one producer ahead of what is stored."""
+    """Given to one producer ahead of what is stored, if it is fast."""
 
     producer_credit_messages: Count = 50_000
     """The same, counted."""

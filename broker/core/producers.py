@@ -14,19 +14,23 @@ for which there is no room are parked, all in the order in which they came.
 
 Credit counts what the node's memory, the stream and the queue allow, a share of it for each.
 Who has used up half is *hungry*, and gets more at the end of a turn in which there is some to
-give. A batch may be larger than the credit for it: only without any it may not come. So a
-queue that holds takes a batch of each producer beyond its bound, and what credit was out.
+give: the double of the last time if that was lately, the half if not. What was given is not
+taken back, so somebody who publishes now and then must not be given what a fast one needs. A
+batch may be larger than the credit for it: only without any it may not come. So a queue that
+holds takes a batch of each producer beyond its bound, and what credit was out.
 
 Rules
 -----
 1. Nothing is parked but on credit, so what is parked is bounded by the credit given out.
 2. A channel that was refused is closed: what was pipelined behind the refusal is not read.
+3. What a grant costs does not grow with the number of producers: sums over them are kept.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Final
 
 from broker.core.channels import ProducerChannel, channel_error, makes_way
@@ -52,6 +56,10 @@ from tanist.wire.frames import Verb
 
 GRANT_BELOW: Final = 0.5
 """A producer that has less than this share of its credit left is given more."""
+GRANT_BYTES_FIRST: Final = 64 << 10
+"""A new producer, or a slow one, is let so far ahead."""
+GRANT_LATELY_S: Final = 1.0
+"""Who is hungry again within this time is fast: it is let twice as far ahead as before."""
 GRANT_SHARE: Final = 8
 """A producer is given this part of what is left at most, so that many share it."""
 GRANT_BYTES_MIN: Final = 4 << 10
@@ -95,6 +103,11 @@ class Producers:
         self._channels: dict[bytes, ProducerChannel] = {}
         self._hungry: dict[ProducerChannel, None] = {}
         self._parked: deque[tuple[ProducerChannel, Batch]] = deque()
+        self._sharing: Counter[int] = Counter()
+        """Producers by the id of their queue."""
+        self.parked_bytes = 0
+        self.credit_out_bytes = 0
+        """Given to producers and not used yet."""
         self._time_told_at: float | None = None
         self._someone_idle = False
         self._were_here: set[bytes] = set()
@@ -107,18 +120,6 @@ class Producers:
 
     def __iter__(self) -> Iterator[ProducerChannel]:
         return iter(list(self._channels.values()))
-
-    @property
-    def parked_bytes(self) -> int:
-        return sum(batch.size for _, batch in self._parked)
-
-    @property
-    def credit_out_bytes(self) -> int:
-        """Given to producers and not used yet."""
-        return sum(
-            max(0, channel.granted_bytes - channel.used_bytes)
-            for channel in self._channels.values()
-        )
 
     # Channels
 
@@ -161,7 +162,8 @@ class Producers:
         )
         connection.channels[number] = channel
         self._channels[producer] = channel
-        self._grant(channel)
+        self._sharing[queue.id] += 1
+        self._grant(channel, -inf)
         opened = Opened(
             req=asked.req,
             gen=stream.gen,
@@ -182,6 +184,10 @@ class Producers:
         self._hungry.pop(channel, None)
         if self._channels.get(channel.producer) is channel:
             del self._channels[channel.producer]
+            self._sharing[channel.queue.id] -= 1
+            if not self._sharing[channel.queue.id]:
+                del self._sharing[channel.queue.id]
+            self.credit_out_bytes -= channel.unused_bytes
 
     def wake(self, now: float) -> None:
         """Forget producers that were not here for long; or for longest, if they are too many."""
@@ -218,10 +224,12 @@ class Producers:
             raise RemoteProtocolError(
                 f"a batch of {batch.count} messages came without credit", code="credit"
             )
+        self.credit_out_bytes -= min(batch.size, channel.unused_bytes)
         channel.used_messages += batch.count
         channel.used_bytes += batch.size
         if self._parked or self._stream.room() < batch.size:
             channel.parked += 1
+            self.parked_bytes += batch.size
             self._parked.append((channel, batch))
             return
         self._admit(channel, batch)
@@ -231,6 +239,7 @@ class Producers:
         while self._parked and self._stream.room() >= self._parked[0][1].size:
             channel, batch = self._parked.popleft()
             channel.parked -= 1
+            self.parked_bytes -= batch.size
             if channel.open:
                 self._admit(channel, batch)
 
@@ -268,8 +277,7 @@ class Producers:
         if (
             channel.granted_messages - channel.used_messages
             < GRANT_BELOW * self._limits.producer_credit_messages
-            or channel.granted_bytes - channel.used_bytes
-            < GRANT_BELOW * self._limits.producer_credit_bytes
+            or channel.unused_bytes < GRANT_BELOW * channel.window_bytes
         ):
             self._hungry[channel] = None
 
@@ -292,19 +300,19 @@ class Producers:
 
     # Credit
 
-    def feed_hungry(self, outbox: list[Effect]) -> None:
+    def feed_hungry(self, now: float, outbox: list[Effect]) -> None:
         """Give credit to those that have used up theirs, as far as there is some to give."""
         for channel in list(self._hungry):
             if not channel.open:
                 del self._hungry[channel]
                 continue
-            if channel.parked or not self._grant(channel):
+            if channel.parked or not self._grant(channel, now):
                 continue
             del self._hungry[channel]
             payload = hot.credit(channel.granted_messages, channel.granted_bytes)
             channel.write(Verb.CREDIT, (payload,), outbox)
 
-    def _grant(self, channel: ProducerChannel) -> bool:
+    def _grant(self, channel: ProducerChannel, now: float) -> bool:
         """Give a producer credit, the less the less is left. False: there is none to give."""
         if self._stream.held is not None:
             return False
@@ -317,19 +325,25 @@ class Producers:
             left = max(left, GRANT_BYTES_MIN)
         if left < GRANT_BYTES_MIN:
             return False
-        share = min(limits.producer_credit_bytes, left, self._share(queue))
+        channel.window_bytes, channel.granted_at = self._window(channel, now), now
+        share = min(channel.window_bytes, left, self._share(queue))
         channel.granted_messages = channel.used_messages + limits.producer_credit_messages
         # What was given once is not taken back, even if there is less to give now.
+        self.credit_out_bytes -= channel.unused_bytes
         channel.granted_bytes = max(channel.granted_bytes, channel.used_bytes + share)
+        self.credit_out_bytes += channel.unused_bytes
         return True
+
+    def _window(self, channel: ProducerChannel, now: float) -> int:
+        """How far ahead a producer is let now, as far as there is so much to give."""
+        if now < channel.granted_at + GRANT_LATELY_S:
+            return min(self._limits.producer_credit_bytes, 2 * channel.window_bytes)
+        slow = max(GRANT_BYTES_FIRST, channel.window_bytes // 2)
+        return min(self._limits.producer_credit_bytes, slow)
 
     def _share(self, queue: QueueInfo) -> int:
         """What one of a queue's producers gets of the bytes that are left to the queue.
 
         Not the less the more the others have already: who has credit may be idle for ever.
         """
-        left = self._bytes_left(queue)
-        if left >= self._limits.producer_credit_bytes * len(self._channels):
-            return left  # Enough for all: they need not be counted.
-        sharing = sum(channel.queue.id == queue.id for channel in self._channels.values())
-        return max(GRANT_BYTES_MIN, left // max(1, sharing))
+        return max(GRANT_BYTES_MIN, self._bytes_left(queue) // max(1, self._sharing[queue.id]))

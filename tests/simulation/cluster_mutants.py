@@ -76,12 +76,12 @@ def _a_duplicate_is_not_answered(self: Producers, channel: ProducerChannel, batc
         _admit(self, channel, batch)
 
 
-def _but_at_the_end_of_the_turn(self: Producers, outbox: list[Effect]) -> None:
+def _but_at_the_end_of_the_turn(self: Producers, now: float, outbox: list[Effect]) -> None:
     for channel in self:
         if channel in _early:
             payload = hot.confirm(_early.pop(channel), 1)
             channel.write(Verb.CONFIRM, (payload,), outbox)
-    _feed_hungry(self, outbox)
+    _feed_hungry(self, now, outbox)
 
 
 def _effects_go_to_whoever_has_the_consumer_id(

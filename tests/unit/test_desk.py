@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -14,7 +14,6 @@ from broker.core.handout import Released, Settle
 from broker.core.limits import Limits, Timing
 from broker.core.ops import PostOfficeOp
 from broker.core.post_office import PostOffice
-from broker.core.producers import GRANT_BYTES_MIN
 from replication.core.owner import Held
 from replication.core.stream import Stream
 from tanist.wire import hot
@@ -73,6 +72,11 @@ class FakeStream:
         return self.delivers
 
 
+def batch_of(first_n: int, *bodies: bytes) -> bytes:
+    flags = flags_of(persistent=True)
+    return seal(list(bodies), [], flags=flags, first_n=first_n, time_ms=0)
+
+
 class Bench:
     """A desk, one client at it, and what that client was told."""
 
@@ -86,14 +90,14 @@ class Bench:
         self.connection = client(1)
         self.outbox: list[Effect] = []
 
-    def new_desk(self, now: float = 0.0) -> Desk:
+    def new_desk(self, now: float = 0.0, grantable_bytes: Callable[[], int] | None = None) -> Desk:
         return Desk(
             # The desk uses of a stream what the fake has, and nothing else.
             stream=cast("Stream[PostOfficeOp, object]", self.stream),
             office=self.office,
             limits=self.limits,
             timing=Timing(),
-            grantable_bytes=lambda: self.grantable_bytes,
+            grantable_bytes=grantable_bytes or (lambda: self.grantable_bytes),
             disk_trouble=lambda: self.disk_trouble,
             now=now,
         )
@@ -135,9 +139,7 @@ class Bench:
         return channel
 
     def publish(self, first_n: int, *bodies: bytes) -> None:
-        flags = flags_of(persistent=True)
-        payload = seal(list(bodies), [], flags=flags, first_n=first_n, time_ms=0)
-        self.desk.producers.publish(self.producer, payload)
+        self.desk.producers.publish(self.producer, batch_of(first_n, *bodies))
 
     def allow(self, messages: int, connection: Connection | None = None) -> None:
         channel = self.consumer(connection)
@@ -358,64 +360,6 @@ def test_a_full_queue_that_refuses_says_so_and_ends_the_channel() -> None:
     assert isinstance(refused, Refused)
     assert (refused.n, refused.code) == (2, "full")
     assert 1 not in bench.connection.channels
-
-
-def test_a_producer_gets_no_more_credit_than_its_queue_may_hold() -> None:
-    # Given a queue that holds producers above 100,000 bytes, and one of them
-    bench = Bench()
-    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=100_000))
-    bench.produce(queue=queue)
-    bench.turn()
-
-    # When that publishes as long as it may
-    published = 0
-    while bench.producer.has_credit:
-        published += 1
-        assert published < 1_000, "the queue is never full"
-        bench.publish(published, bytes(1_000))
-        bench.turn()
-
-    # Then the queue is full, and beyond its bound by little more than a batch
-    part = bench.office.part_of(queue.id)
-    assert part is not None
-    assert 100_000 <= bench.office.bytes_of(part) < 100_000 + GRANT_BYTES_MIN + 2_000
-
-
-def test_a_small_queue_is_shared_by_its_producers_and_none_is_left_without() -> None:
-    # Given a queue that holds little, and a producer that has credit and does not use it
-    bench = Bench()
-    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=100_000))
-    bench.produce(queue=queue)
-    other = client(2)
-    asked = OpenProducer(req=1, sid=1, queue_id=8, producer="c" * 32, producer_epoch=1, lowest_n=1)
-
-    # When another one comes
-    bench.desk.open(other, 1, asked, queue, bench.outbox)
-    bench.turn()
-
-    # Then that has half, and the first one keeps what it has
-    channel = other.channels[1]
-    assert isinstance(channel, ProducerChannel)
-    assert channel.granted_bytes == 50_000
-    assert bench.producer.granted_bytes == 100_000
-
-
-def test_in_a_queue_of_a_few_bytes_a_producer_has_credit_for_a_batch() -> None:
-    # Given a queue that may hold ten bytes
-    bench = Bench()
-    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=10))
-
-    # When a producer comes, and publishes
-    bench.produce(queue=queue)
-    bench.turn()
-    granted = bench.producer.granted_bytes
-    bench.publish(1, bytes(10 * GRANT_BYTES_MIN))
-    bench.turn()
-
-    # Then it had credit for this one, and has none for another
-    assert granted == GRANT_BYTES_MIN
-    assert bench.office.stat(queue.id).ready == 1
-    assert not bench.producer.has_credit
 
 
 def test_a_queue_that_refuses_does_so_while_the_disk_takes_no_pages_and_memory_is_full() -> None:
@@ -679,40 +623,6 @@ def test_a_producer_that_was_forgotten_is_unknown() -> None:
     assert isinstance(opened, Opened)
     assert opened.unknown
     assert 1 not in bench.connection.channels
-
-
-def test_many_producers_share_what_memory_there_is() -> None:
-    # Given a node that may give its publishers 1 MiB in all
-    bench = Bench()
-    left = 1 << 20
-    bench.desk = Desk(
-        stream=cast("Stream[PostOfficeOp, object]", bench.stream),
-        office=bench.office,
-        limits=Limits(),
-        timing=Timing(),
-        grantable_bytes=lambda: max(0, left - bench.desk.producers.credit_out_bytes),
-        disk_trouble=lambda: None,
-        now=0.0,
-    )
-
-    # When a hundred producers open
-    for number in range(100):
-        asked = OpenProducer(
-            req=1,
-            sid=1,
-            queue_id=QUEUE.id,
-            producer=f"{number:032x}",
-            producer_epoch=1,
-            lowest_n=1,
-        )
-        bench.desk.open(bench.connection, number + 1, asked, QUEUE, bench.outbox)
-    bench.let_go()
-
-    # Then what they may send together is within it, and the first ones have not got all
-    credits = [m.credit[1] for m in bench.messages() if isinstance(m, Opened)]
-    assert len(credits) == 100
-    assert sum(credits) <= left
-    assert sum(1 for credit in credits if credit) > 20
 
 
 def test_no_grace_ends_while_the_stream_is_held() -> None:

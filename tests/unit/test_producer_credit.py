@@ -1,0 +1,185 @@
+"""How far ahead of what is stored producers are let, one of them and many."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import count
+
+import pytest
+
+from broker.core.channels import ProducerChannel
+from broker.core.limits import Limits
+from broker.core.producers import GRANT_BYTES_FIRST, GRANT_BYTES_MIN
+from tanist.wire.control import Opened, OpenProducer, QueueInfo, QueueSettings
+from tests.unit.test_desk import QUEUE, Bench, batch_of, client
+
+
+def open_producers(bench: Bench, producers: int, *, start: int = 0) -> None:
+    """Numbered from `start`, on the channels of one more than that."""
+    for number in range(start, start + producers):
+        asked = OpenProducer(
+            req=1,
+            sid=1,
+            queue_id=QUEUE.id,
+            producer=f"{number:032x}",
+            producer_epoch=1,
+            lowest_n=1,
+        )
+        bench.desk.open(bench.connection, number + 1, asked, QUEUE, bench.outbox)
+
+
+def test_a_producer_gets_no_more_credit_than_its_queue_may_hold() -> None:
+    # Given a queue that holds producers above 100,000 bytes, and one of them
+    bench = Bench()
+    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=100_000))
+    bench.produce(queue=queue)
+    bench.turn()
+
+    # When that publishes as long as it may
+    published = 0
+    while bench.producer.has_credit:
+        published += 1
+        assert published < 1_000, "the queue is never full"
+        bench.publish(published, bytes(1_000))
+        bench.turn()
+
+    # Then the queue is full, and beyond its bound by little more than a batch
+    part = bench.office.part_of(queue.id)
+    assert part is not None
+    assert 100_000 <= bench.office.bytes_of(part) < 100_000 + GRANT_BYTES_MIN + 2_000
+
+
+def test_a_small_queue_is_shared_by_its_producers_and_none_is_left_without() -> None:
+    # Given a queue that holds little, and a producer that has credit and does not use it
+    bench = Bench()
+    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=100_000))
+    bench.produce(queue=queue)
+    other = client(2)
+    asked = OpenProducer(req=1, sid=1, queue_id=8, producer="c" * 32, producer_epoch=1, lowest_n=1)
+
+    # When another one comes
+    bench.desk.open(other, 1, asked, queue, bench.outbox)
+    bench.turn()
+
+    # Then that has half, and the first one keeps what it has
+    channel = other.channels[1]
+    assert isinstance(channel, ProducerChannel)
+    assert channel.granted_bytes == 50_000
+    assert bench.producer.granted_bytes == GRANT_BYTES_FIRST
+
+
+def test_in_a_queue_of_a_few_bytes_a_producer_has_credit_for_a_batch() -> None:
+    # Given a queue that may hold ten bytes
+    bench = Bench()
+    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=10))
+
+    # When a producer comes, and publishes
+    bench.produce(queue=queue)
+    bench.turn()
+    granted = bench.producer.granted_bytes
+    bench.publish(1, bytes(10 * GRANT_BYTES_MIN))
+    bench.turn()
+
+    # Then it had credit for this one, and has none for another
+    assert granted == GRANT_BYTES_MIN
+    assert bench.office.stat(queue.id).ready == 1
+    assert not bench.producer.has_credit
+
+
+def test_many_producers_share_what_memory_there_is() -> None:
+    # Given a node that may give its publishers 1 MiB in all
+    bench = Bench()
+    left = 1 << 20
+    bench.desk = bench.new_desk(
+        grantable_bytes=lambda: max(0, left - bench.desk.producers.credit_out_bytes)
+    )
+
+    # When a hundred producers open
+    open_producers(bench, 100)
+    bench.let_go()
+
+    # Then what they may send together is within it, and the first ones have not got all
+    credits = [m.credit[1] for m in bench.messages() if isinstance(m, Opened)]
+    assert len(credits) == 100
+    assert sum(credits) <= left
+    assert sum(1 for credit in credits if credit) > 20
+
+
+def test_a_producer_is_let_the_farther_ahead_the_faster_it_is() -> None:
+    # Given a producer that publishes a little each second
+    bench = Bench(Limits(producer_credit_bytes=1 << 20))
+    bench.produce()
+    bench.turn()
+    numbers = count(1)
+
+    def publish_for(turns: int, *, each_s: float, start_s: float) -> None:
+        for turn in range(turns):
+            bench.publish(next(numbers), bytes(30_000))
+            bench.turn(start_s + turn * each_s)
+
+    # When it goes on for long, then as fast as it can, and then slowly again
+    publish_for(20, each_s=1.0, start_s=0.0)
+    slow = bench.producer.unused_bytes
+    publish_for(40, each_s=0.001, start_s=20.0)
+    fast = bench.producer.unused_bytes
+    publish_for(100, each_s=1.0, start_s=30.0)
+    slow_again = bench.producer.unused_bytes
+
+    # Then it was let far ahead only while it was fast
+    assert slow <= GRANT_BYTES_FIRST
+    assert (1 << 20) // 2 <= fast <= 1 << 20
+    assert slow_again <= GRANT_BYTES_FIRST
+
+
+def test_thousands_of_idle_producers_leave_credit_for_one_that_publishes() -> None:
+    # Given a node that may give its publishers 1 GiB, and 5,000 of them that do nothing
+    bench = Bench()
+    bench.desk = bench.new_desk(
+        grantable_bytes=lambda: max(0, (1 << 30) - bench.desk.producers.credit_out_bytes)
+    )
+    open_producers(bench, 5_000)
+
+    # When one more publishes as fast as it can
+    bench.connection = client(2)
+    bench.produce()
+    bench.turn()
+    for n in range(1, 200):
+        bench.publish(n, bytes(60_000))
+        bench.turn(n / 1_000)
+
+    # Then it is let as far ahead as if it were alone
+    assert bench.producer.window_bytes == bench.limits.producer_credit_bytes
+    assert bench.producer.unused_bytes >= bench.limits.producer_credit_bytes // 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_out_and_parked_is_the_sum_of_what_the_producers_have(seed: int) -> None:
+    # Given some producers, and room that comes and goes
+    chance = random.Random(seed)
+    bench = Bench(Limits(producer_credit_bytes=100_000))
+    producers = bench.desk.producers
+    next_n: dict[ProducerChannel, int] = {}
+    now = 0.0
+
+    # When they come, publish and go
+    for step in range(300):
+        now += chance.choice((0.01, 2.0))
+        bench.stream.room_bytes = chance.choice((0, 10_000, 1 << 30))
+        bench.grantable_bytes = chance.choice((0, 100_000, 1 << 30))
+        channels = list(producers)
+        if len(channels) < 5 and chance.random() < 0.3:
+            open_producers(bench, 1, start=step)
+        elif channels and chance.random() < 0.1:
+            bench.desk.close(chance.choice(channels), 1)
+        elif channels:
+            channel = chance.choice(channels)
+            if channel.has_credit:
+                n = next_n[channel] = next_n.get(channel, 0) + 1
+                producers.publish(channel, batch_of(n, bytes(chance.choice((10, 70_000)))))
+        bench.turn(now)
+
+        # Then after each step the sums that are kept are right
+        assert producers.credit_out_bytes == sum(each.unused_bytes for each in producers)
+        assert producers.parked_bytes == sum(batch.size for _, batch in producers._parked)
+        assert dict(producers._sharing) == Counter(each.queue.id for each in producers)
