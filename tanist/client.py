@@ -48,7 +48,7 @@ from tanist.producer import Outcome, Producer
 from tanist.url import parse_url
 from tanist.wire import control
 from tanist.wire.batch import Part
-from tanist.wire.limits import NUMBER_END
+from tanist.wire.limits import CLIENT_NAME_CHARACTERS_MAX, NUMBER_END
 
 logger = logging.getLogger("tanist")
 
@@ -104,7 +104,7 @@ def connect(
 
     Args:
         url: Nodes to enter by. The port is 7472 if it is left out.
-        name: Shown in the nodes' logs.
+        name: Shown in the nodes' logs. At most 255 characters.
         failover_timeout_s: Calls wait for so long while no owner answers; then they raise
             `FailoverTimeout`.
         window_messages: Posted and not confirmed, per producer, before `post` says to wait.
@@ -113,6 +113,11 @@ def connect(
     """
     if failover_timeout_s <= 0 or window_messages < 1 or window_bytes < 1:
         raise ConfigError("time-outs and windows are above zero")
+    if len(name) > CLIENT_NAME_CHARACTERS_MAX:
+        raise ConfigError(
+            f"the client's name has {len(name)} characters, "
+            f"and at most {CLIENT_NAME_CHARACTERS_MAX} are possible"
+        )
     settings = ClientSettings(
         name=name,
         failover_timeout_s=failover_timeout_s,

@@ -101,7 +101,9 @@ async def _all_with_content(
     show_default=True,
     help="hold: producers wait. refuse: they get an error.",
 )
-@click.option("--bytes-max", type=click.IntRange(min=0), default=0, help="Of a part; 0: no own.")
+@click.option(
+    "--bytes-max", type=click.IntRange(min=0), default=0, help="Of a part, about; 0: no bound."
+)
 @url_option
 @json_option
 def create(

@@ -367,7 +367,7 @@ class InSyncSet:
     def _set_held(self, stuck: str, now: float, outbox: list[Effect]) -> None:
         why = stuck
         if not self.enough():
-            why = f"{self.copies} of at least {self._min_copies} copies in sync"
+            why = f"{self.copies} of at least {self._min_copies} copies in sync{self._missing()}"
         if not why:
             if self.held is not None:
                 outbox.append(
@@ -384,6 +384,16 @@ class InSyncSet:
             outbox.append(Note(Level.WARNING, "a stream is held", {"sid": self._sid, "why": why}))
         elif self.held.why != why:
             self.held = Held(why, self.held.since)
+
+    def _missing(self) -> str:
+        """Who could have a copy and has none in sync, for the operator."""
+        value, in_sync = self.value, {who.node for who in self.entry.isr}
+        missing = [
+            f"{node} is not in sync" if state is NodeState.UP else f"{node} is {state}"
+            for node in brokers(value)
+            if node not in in_sync and (state := value.nodes[node].state)
+        ]
+        return f": {', '.join(missing)}" if missing else ""
 
     def _adapt_copies(self, now: float, outbox: list[Effect]) -> None:
         right = default_min_copies(self.value)

@@ -16,7 +16,12 @@ import msgspec
 from tanist.errors import RemoteProtocolError
 from tanist.wire.batch import Part
 from tanist.wire.frames import Frame, Verb, frame
-from tanist.wire.limits import NUMBER_END, QUEUE_NAME_BYTES_MAX, QUEUES_PAGE_MAX
+from tanist.wire.limits import (
+    CLIENT_NAME_CHARACTERS_MAX,
+    NUMBER_END,
+    QUEUE_NAME_BYTES_MAX,
+    QUEUES_PAGE_MAX,
+)
 
 VERSION: Final = 1
 """Of the protocol. HELLO names a range, WELCOME the one that is used."""
@@ -104,7 +109,7 @@ class ClientLimits(Message, frozen=True, kw_only=True):
 
 class Hello(Request, frozen=True, kw_only=True):
     versions: tuple[U16, U16]
-    client: Annotated[str, msgspec.Meta(max_length=255)]
+    client: Annotated[str, msgspec.Meta(max_length=CLIENT_NAME_CHARACTERS_MAX)]
     session: Id
     dial: U32
     heartbeat_ms: U32 = 1000

@@ -21,6 +21,8 @@ NUMBER_END: Final = 1 << 63
 numbers in every language and no sum of theirs overflows."""
 QUEUE_NAME_BYTES_MAX: Final = 255
 """Of a queue's name, as UTF-8."""
+CLIENT_NAME_CHARACTERS_MAX: Final = 255
+"""Of the name that a client gives itself."""
 QUEUES_PAGE_MAX: Final = 1_000
 """Queues in one answer to LIST or STATUS; the next page is asked for by the last name. A frame
 holds as many, however long their names are."""

@@ -582,7 +582,9 @@ def test_a_bug_in_the_core_ends_the_client_and_everybody_who_waits(
     assert "planted" in caplog.text
 
 
-@pytest.mark.parametrize("arguments", [{"failover_timeout_s": 0}, {"window_messages": 0}])
-def test_bad_arguments_are_refused(arguments: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [{"failover_timeout_s": 0}, {"window_messages": 0}, {"name": "n" * 256}]
+)
+def test_bad_arguments_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(tanist.ConfigError):
         tanist.connect("tanist://a", **arguments)  # type: ignore[arg-type]  # By name.

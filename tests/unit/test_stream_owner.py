@@ -164,6 +164,7 @@ def test_a_stream_with_too_few_copies_commits_and_does_not_release() -> None:
     # Then it is held, and takes no publishes
     held = cluster[A].held
     assert held is not None
+    assert held.why == "1 of at least 2 copies in sync: b is not in sync, c is not in sync"
     assert cluster[A].commit == 1
     assert cluster[A].release == 0
     assert cluster[A].room() == 0
