@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -97,12 +97,9 @@ class Role:
         name: str,
         *arguments: object,
         module: str = "perf.throughput",
-        profile: Path | None = None,
+        launcher: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable]
-        if profile is not None:
-            command += ["-m", "cProfile", "-o", str(profile)]
-        command += ["-m", module, "--role", name, *map(str, arguments)]
+        command = [*launcher, sys.executable, "-m", module, "--role", name, *map(str, arguments)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     @property
