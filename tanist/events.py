@@ -3,7 +3,7 @@
     ConnectionLost ─▶ FailoverStarted ─▶ Resumed
                                       ├▶ Lost, then Resumed     the content is gone
                                       └▶ Failed                 no owner in time; tried on
-    Held                               the owner waits for copies; nothing is wrong here
+    Held                               the owner waits for copies or room; nothing is wrong here
 
 None of these needs an answer: the client follows by itself.
 """
@@ -70,7 +70,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The owner is there and waits for enough copies: nothing is confirmed or delivered."""
+    """The owner is there and waits, and so does this client, for as long as it takes.
+
+    For enough copies: nothing is confirmed or delivered. Or, a producer only, for room: its
+    queue, or the memory of a node that has a copy of it, is full.
+    """
 
     sid: int
     why: str

@@ -24,6 +24,8 @@ class ProducerChannel(Channel):
     window_bytes: int = 0
     """How far ahead of what it used it may be let; the faster it uses that up, the farther."""
     granted_at: float = -inf
+    dry_since: float | None = None
+    """It has no credit since then, as there is none to give."""
     parked: int = 0
     """Batches that came on credit and wait for room."""
 

@@ -112,7 +112,7 @@ class Channel:
     answered: bool = False
     """OPENED has left: before that the client would not know what a frame here is about."""
     waits: bool = False
-    """It was told that the stream is held."""
+    """It was told what it waits for."""
 
     def write(self, verb: Verb, parts: tuple[Part, ...], outbox: list[Effect]) -> None:
         outbox.append(ClientWrite(self.connection.number, frame(verb, self.number, *parts)))

@@ -34,6 +34,7 @@ from broker.core.limits import Limits, Timing
 from broker.core.ops import DropPart, PostOfficeOp, Purge, Skip
 from broker.core.post_office import PostOffice
 from broker.core.producers import Producers
+from replication.core.in_sync_set import Held
 from replication.core.stream import Stream
 from tanist.wire.control import (
     Closed,
@@ -49,7 +50,8 @@ from tanist.wire.control import (
 SKIP_RUNS_MAX: Final = 1_000
 """Of one op."""
 HELD_SAID_S: Final = 1.0
-"""A stream that is held for so long says so to its clients."""
+"""A stream that is held for so long says so to its clients, and so does one that has no room to a
+producer that waits for it."""
 
 
 class Desk:
@@ -235,21 +237,26 @@ class Desk:
     def wake(self, now: float, outbox: list[Effect]) -> None:
         self.consumers.wake(now)
         self.producers.wake(now)
-        self._say_held(now, outbox)
+        self._say_why_they_wait(now, outbox)
 
     def next_deadline(self) -> float | None:
         return self.consumers.next_deadline()
 
-    def _say_held(self, now: float, outbox: list[Effect]) -> None:
-        held = self.stream.held
-        if held is None:
-            for channel in self._channels():
-                channel.waits = False
-            return
-        if now < held.since + HELD_SAID_S:
-            return
+    def _say_why_they_wait(self, now: float, outbox: list[Effect]) -> None:
         for channel in self._channels():
-            if channel.answered and not channel.waits:
+            waits = self._waits_for(channel)
+            if waits is None:
+                channel.waits = False
+            elif channel.answered and not channel.waits and now >= waits.since + HELD_SAID_S:
                 channel.waits = True
-                since_ms = int(1000 * (now - held.since))
-                channel.say(Wait(sid=self.sid, why=f"held: {held.why}", since_ms=since_ms), outbox)
+                since_ms = int(1000 * (now - waits.since))
+                wait = Wait(sid=self.sid, why=f"held: {waits.why}", since_ms=since_ms)
+                channel.say(wait, outbox)
+
+    def _waits_for(self, channel: Channel) -> Held | None:
+        """Copies, all of them; or room, a producer without credit."""
+        if self.stream.held is not None:
+            return self.stream.held
+        if isinstance(channel, ProducerChannel) and channel.dry_since is not None:
+            return Held(self.producers.why_dry(channel.queue), channel.dry_since)
+        return None

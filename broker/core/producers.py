@@ -298,6 +298,24 @@ class Producers:
         part = self._office.part_of(queue.id)
         return most if part is None else most - self._office.bytes_of(part)
 
+    def why_dry(self, queue: QueueInfo) -> str:
+        """Why its producers are given no credit."""
+        full = self._full(queue)
+        if full is not None:
+            return full
+        sid = self._stream.sid
+        if self._stream.room() // 2 < GRANT_BYTES_MIN:
+            return f"a copy of post office {sid} has no room for more"
+        return f"the memory of post office {sid} is full"
+
+    def dry(self, since: float) -> Counter[str]:
+        """How many have had no credit since then, or for longer, by the reason."""
+        return Counter(
+            self.why_dry(channel.queue)
+            for channel in self._hungry
+            if channel.open and channel.dry_since is not None and channel.dry_since <= since
+        )
+
     # Credit
 
     def feed_hungry(self, now: float, outbox: list[Effect]) -> None:
@@ -307,7 +325,10 @@ class Producers:
                 del self._hungry[channel]
                 continue
             if channel.parked or not self._grant(channel, now):
+                if channel.dry_since is None and not channel.has_credit:
+                    channel.dry_since = now
                 continue
+            channel.dry_since = None
             del self._hungry[channel]
             payload = hot.credit(channel.granted_messages, channel.granted_bytes)
             channel.write(Verb.CREDIT, (payload,), outbox)

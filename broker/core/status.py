@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Final
 
 from broker.core.definitions import Definitions
+from broker.core.desk import HELD_SAID_S
 from broker.core.desks import Desks
 from broker.core.lobby import Lobby
 from broker.core.mending import Mending
@@ -149,6 +150,10 @@ class StatusReport:
             warnings.append(f"HELD for {now - held.since:.1f} s: {held.why}")
         if stream is not None and stream.role is Role.WAITING_FOR_TRANSFER:
             warnings.append(f"waiting for transfer: {stream.why}")
+        desk = self._desks.offices.get(sid)
+        if desk is not None and held is None:
+            for why, producers in desk.producers.dry(now - HELD_SAID_S).items():
+                warnings.append(f"producers without credit ({producers:,}): {why}")
         owned = stream is not None and stream.role is Role.OWNER
         for queue, lost in self._mending.lost(sid).items():
             if owned:

@@ -103,6 +103,7 @@ def test_all_that_is_in_the_file_reaches_the_core() -> None:
         (NODE + "[limits]\nwindow_ops = true", "expected an integer, got true or false"),
         ("limits = 1\n" + NODE, "limits: expected a table, got an integer"),
         ("queue = 1\n" + NODE, "queue: expected a list of tables"),
+        (NODE + '[cluster]\nexpected = ["a"]\n', "expected: expected a table, got a list$"),
         ("[node]\nname = 'a b'", "node.name: expected letters, digits"),
         (NODE + '[[queue]]\nname = "q"\nspred = "one"', r"queue\[0\]\.spred \(did you mean spr"),
         (

@@ -11,7 +11,7 @@ import pytest
 from broker.core.channels import ProducerChannel
 from broker.core.limits import Limits
 from broker.core.producers import GRANT_BYTES_FIRST, GRANT_BYTES_MIN
-from tanist.wire.control import Opened, OpenProducer, QueueInfo, QueueSettings
+from tanist.wire.control import Opened, OpenProducer, QueueInfo, QueueSettings, Wait
 from tests.unit.test_desk import QUEUE, Bench, batch_of, client
 
 
@@ -183,3 +183,66 @@ def test_what_is_out_and_parked_is_the_sum_of_what_the_producers_have(seed: int)
         assert producers.credit_out_bytes == sum(each.unused_bytes for each in producers)
         assert producers.parked_bytes == sum(batch.size for _, batch in producers._parked)
         assert dict(producers._sharing) == Counter(each.queue.id for each in producers)
+
+
+def test_a_producer_that_waits_for_room_is_told_for_which_and_again_when_it_waits_again() -> None:
+    # Given a queue that is full, and a producer that used up its credit
+    bench = Bench()
+    queue = QueueInfo(id=8, name="h", settings=QueueSettings(bytes_max=1_000))
+    bench.produce(queue=queue)
+    bench.turn()
+    bench.publish(1, bytes(10_000))
+    bench.turn(1.0)
+    bench.heard()
+
+    # When it has waited for a second, and longer
+    bench.desk.wake(1.9, bench.outbox)
+    early = bench.messages()
+    bench.desk.wake(2.0, bench.outbox)
+    then = bench.messages()
+    bench.desk.wake(9.0, bench.outbox)
+    later = bench.messages()
+
+    # Then it is told once, and whoever asks for the status is told, too
+    full = "queue 'h' is full in post office 1"
+    assert early == later == []
+    [wait] = then
+    assert isinstance(wait, Wait)
+    assert (wait.why, wait.since_ms) == (f"held: {full}", 1000)
+    assert bench.desk.producers.dry(8.0) == {full: 1}
+
+    # And when there is room again, and none once more
+    bench.desk.purge(bench.connection, 9, queue.id)
+    bench.turn(10.0)
+    room_again = bench.desk.producers.dry(100.0)
+    bench.desk.wake(10.0, bench.outbox)
+    bench.publish(2, bytes(10_000))
+    bench.turn(11.0)
+    bench.heard()
+    bench.desk.wake(12.0, bench.outbox)
+    assert not room_again
+    assert [type(message) for message in bench.messages()] == [Wait]
+
+
+@pytest.mark.parametrize(
+    ("room_bytes", "grantable_bytes", "trouble", "why"),
+    [
+        (0, 1 << 30, None, "a copy of post office 1 has no room for more"),
+        (1 << 30, 0, None, "the memory of post office 1 is full"),
+        (1 << 30, 0, "no space", "the memory of post office 1 is full: no space"),
+    ],
+)
+def test_why_there_is_no_credit_names_what_is_full(
+    room_bytes: int, grantable_bytes: int, trouble: str | None, why: str
+) -> None:
+    bench = Bench()
+    bench.produce()
+    bench.turn()
+    bench.publish(1, bytes(100_000))
+
+    bench.stream.room_bytes = room_bytes
+    bench.grantable_bytes = grantable_bytes
+    bench.disk_trouble = trouble
+    bench.turn(1.0)
+
+    assert bench.desk.producers.dry(1.0) == {why: 1}
