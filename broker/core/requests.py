@@ -277,7 +277,7 @@ class Requests:
             else:
                 self._from_catalog(waiting, error, outbox)
             return
-        if self._has_seen_it_go(waiting):
+        if waiting.caught_up is not None and self._definitions.seen >= waiting.caught_up:
             self._from_catalog(waiting, error, outbox)
             return
         if waiting.asked is None and waiting.caught_up is None:
@@ -288,20 +288,6 @@ class Requests:
             outbox += peers
         why = "asking the catalog's owner"
         self._waiting.put(waiting, sid=CATALOG_SID, why=why, outbox=outbox)
-
-    def _has_seen_it_go(self, waiting: Waiting) -> bool:
-        """Whether our copy need not be asked about: what it does not have is not there.
-
-        It has all that the owner had when that was asked. Or all that the client has seen, who
-        knows an id from there: since no id is given twice, it stays gone. That is true of one
-        life of the catalog, as what was lost may be put back with its id.
-        """
-        seen = self._definitions.seen
-        if waiting.caught_up is not None and seen >= waiting.caught_up:
-            return True
-        request = waiting.request
-        known = request.catalog if isinstance(request, OpenProducer | OpenConsumer) else (0, 0)
-        return known[0] == seen[0] and seen >= known
 
     def _recovers(self, waiting: Waiting, outbox: list[Effect]) -> None:
         why = "the catalog was lost and is put together again"

@@ -678,21 +678,20 @@ class ClientCore:
     # Queues whose id is not known
 
     def _missing(self, core: ProducerCore | ConsumerCore, now: float) -> bool:
-        """The queue's id is of a catalog that was lost: ask for the one it has now."""
+        """The queue's id is of a catalog that was lost: ask, once, for the one it has now."""
         if core.info.id >> 32 >= max(self.topology.catalog_gen, self._catalog[0]):
             return False
         old = core.info
 
         def described(answer: control.Done | Error, now: float, outbox: list[Effect]) -> None:
-            if core.info is not old:
-                return
             if isinstance(answer, control.Done) and answer.queue is not None:
-                # Also to the id that it had, which is put back when the catalog is recovered.
-                core.renamed(answer.queue, now)
-                return
-            if isinstance(answer, control.Done):
+                if core.info is old and answer.queue.id != old.id:
+                    core.renamed(answer.queue, now)
+                    return
                 answer = error_of(control.Error(code="not_found", sentence=""), core.info.name)
-            core.fail(answer, now, outbox)
+            if core.info is old:
+                assert isinstance(answer, Error)
+                core.fail(answer, now, outbox)
 
         if isinstance(core, ProducerCore):
             core.park()

@@ -476,36 +476,6 @@ def test_a_queue_that_has_another_id_since_the_catalog_was_lost_is_gone_on_with(
     assert [run.body(index) for run, index in taken] == [b"to the new id"]
 
 
-def test_a_queue_that_gets_its_id_back_after_the_catalog_was_lost_is_gone_on_with() -> None:
-    # Given a node that has a new catalog, into which the queue is not yet put back
-    cluster = FakeCluster("a")
-    cluster.add_queue("q")
-    bench = Bench(cluster)
-    bench.enter()
-    producer = bench.producer("q")
-    old = producer.info
-    cluster.catalog_gen = 2
-    cluster.ver += 1
-    cluster.push()
-
-    def not_yet(connection: FakeConnection, message: control.Request, channel: int) -> None:
-        cluster.nodes["a"].intercept = None
-        error = control.Error(req=message.req, code="not_found", sentence="no", ends="channel")
-        connection.say(error, channel)
-
-    cluster.nodes["a"].intercept = on(Verb.OPEN_PRODUCER, not_yet)
-
-    # When its producer comes, and asks then for the queue by its name
-    cluster.nodes["a"].open_connections()[0].closed = True
-    producer.post(b"to the old id")
-    bench.advance(2)
-
-    # Then it is not failed: it opens anew, and goes on
-    assert producer.error is None
-    assert producer.info.id == old.id
-    assert cluster.bodies("q") == [b"to the old id"]
-
-
 def test_a_queue_that_is_not_there_after_the_catalog_was_lost_is_not_found() -> None:
     cluster = FakeCluster("a")
     cluster.add_queue("q")
