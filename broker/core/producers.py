@@ -346,8 +346,9 @@ class Producers:
             left = max(left, GRANT_BYTES_MIN)
         if left < GRANT_BYTES_MIN:
             return False
-        channel.window_bytes, channel.granted_at = self._window(channel, now), now
-        share = min(channel.window_bytes, left, self._share(queue))
+        share = min(self._window(channel, now), left, self._share(queue))
+        # No more than it got: who is given little is hungry soon, and not fast for that.
+        channel.window_bytes, channel.granted_at = share, now
         channel.granted_messages = channel.used_messages + limits.producer_credit_messages
         # What was given once is not taken back, even if there is less to give now.
         self.credit_out_bytes -= channel.unused_bytes

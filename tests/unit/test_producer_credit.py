@@ -132,6 +132,26 @@ def test_a_producer_is_let_the_farther_ahead_the_faster_it_is() -> None:
     assert slow_again <= GRANT_BYTES_FIRST
 
 
+def test_a_slow_producer_does_not_become_a_fast_one_by_being_given_little() -> None:
+    # Given a producer that publishes a little ten times a second, while memory is short
+    bench = Bench()
+    bench.grantable_bytes = 8 * 8_000
+    bench.produce()
+    bench.turn()
+    for n in range(1, 200):
+        bench.publish(n, bytes(10))
+        bench.turn(n / 10)
+
+    # When there is room again, and it goes on so
+    bench.grantable_bytes = 1 << 30
+    for n in range(200, 400):
+        bench.publish(n, bytes(10))
+        bench.turn(n / 10)
+
+    # Then it is let ahead as a slow one
+    assert bench.producer.unused_bytes <= 2 * GRANT_BYTES_FIRST
+
+
 def test_thousands_of_idle_producers_leave_credit_for_one_that_publishes() -> None:
     # Given a node that may give its publishers 1 GiB, and 5,000 of them that do nothing
     bench = Bench()
