@@ -39,7 +39,7 @@ PLACES: Final[Mapping[str, tuple[str, ...]]] = {
 """What the modules are for, by the beginning of their names: the first that fits."""
 SAMPLE_S: Final = 0.002
 WRITE_EACH: Final = 100
-"""Samples between two writes of `OUT`: whoever is killed leaves it."""
+"""Samples between two writes of `OUT`, from the first on: whoever is killed leaves it."""
 _LOADING: Final = "importlib._bootstrap"
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _HERE: Final = tuple(f"{_ROOT / package}/" for package in OURS)
@@ -63,14 +63,16 @@ class Sampler:
             self._began = os.times()
             return
         self._samples[place] += 1
-        if self._samples.total() % WRITE_EACH == 0:
+        if self._samples.total() % WRITE_EACH == 1:
             self.write()
 
     def write(self) -> None:
         began, now = self._began, os.times()
         system, user = now.system - began.system, now.user - began.user
         found: dict[str, float] = {**self._samples, SYSTEM: system / max(system + user, SAMPLE_S)}
-        self._out.write_text(json.dumps(found))
+        whole = self._out.with_suffix(".new")
+        whole.write_text(json.dumps(found))
+        whole.replace(self._out)
 
 
 def place_of(frame: FrameType | None) -> str | None:
