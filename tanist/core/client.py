@@ -43,6 +43,7 @@ from tanist.core.events import (
     Tell,
     Wake,
 )
+from tanist.core.leg import Leg
 from tanist.core.link import Link, State
 from tanist.core.links import Links
 from tanist.core.prefetch import Prefetch
@@ -100,6 +101,8 @@ class ClientCore:
         """Something happened to links or errands."""
         self._changed: dict[ProducerCore | ConsumerCore, None] = {}
         self._catalog: control.Known = (0, 0)
+        self._looked_for: set[ProducerCore | ConsumerCore] = set()
+        """Whose queues are asked for by name, as their ids may have gone."""
         self._entered = False
         self._entering: list[tuple[object, float]] = []
         self._entry: Link | None = None
@@ -532,6 +535,7 @@ class ClientCore:
                         errand.avoid.add(link.node)
                     errand.hops = 0
                     errand.wait(now, message.after_ms / 1000)
+                    self._look_for_its_queue(errand, now)
             case control.Close():
                 self._closed_by_node(link, frame.channel, message.reason, now, outbox)
             case control.Closed():
@@ -679,7 +683,7 @@ class ClientCore:
 
     def _missing(self, core: ProducerCore | ConsumerCore, now: float) -> bool:
         """The queue's id is of a catalog that was lost: ask, once, for the one it has now."""
-        if core.info.id >> 32 >= max(self.topology.catalog_gen, self._catalog[0]):
+        if not self._is_of_a_lost_catalog(core):
             return False
         old = core.info
 
@@ -698,6 +702,31 @@ class ClientCore:
         request = control.Describe(req=0, queue=core.info.name)
         self._ask(request, None, described, now, queue=core.info.name)
         return True
+
+    def _look_for_its_queue(self, errand: Errand, now: float) -> None:
+        """A node could not answer an open in time. It may be that it does not know the id, which
+        is of a catalog that was lost, and that it cannot reach the node that would know: others
+        can. What they say helps only if it is another id."""
+        core = errand.consumer if isinstance(errand, Leg) else errand
+        if not isinstance(core, ProducerCore | ConsumerCore) or core in self._looked_for:
+            return
+        if not self._is_of_a_lost_catalog(core):
+            return
+        old = core.info
+
+        def described(answer: control.Done | Error, now: float, outbox: list[Effect]) -> None:
+            self._looked_for.discard(core)
+            if isinstance(answer, Error) or answer.queue is None or answer.queue.id == old.id:
+                return
+            if core.info is old and core.error is None:
+                core.renamed(answer.queue, now)
+
+        self._looked_for.add(core)
+        request = control.Describe(req=0, queue=old.name)
+        self._ask(request, None, described, now, queue=old.name)
+
+    def _is_of_a_lost_catalog(self, core: ProducerCore | ConsumerCore) -> bool:
+        return core.info.id >> 32 < max(self.topology.catalog_gen, self._catalog[0])
 
     def _has_changed(self, core: ProducerCore | ConsumerCore) -> None:
         self._changed[core] = None

@@ -206,6 +206,10 @@ class ConsumerCore:
         self._stale.append(stale)
 
     def leg_refused(self, leg: Leg, error: Error, now: float, outbox: list[Effect]) -> None:
+        if isinstance(error, QueueNotFound) and leg.asked_for is not self.info:
+            # Another leg has learned meanwhile that the queue has another id.
+            leg.wait(now)
+            return
         if isinstance(error, QueueNotFound) and self._missing(self, now):
             leg.park()
             return

@@ -101,6 +101,8 @@ class Leg(Channel):
         self.consumer = consumer
         self.tried = False
         """It has had its first answer, whatever that was."""
+        self.asked_for = consumer.info
+        """With which id of the queue it was opened last."""
         self.granted_messages = self.granted_bytes = 0
         self.delivered_messages = self.delivered_bytes = 0
         self.ready_since: float | None = None
@@ -238,6 +240,7 @@ class Leg(Channel):
     def request(self, link: Link) -> tuple[control.Request, int]:
         number = self.take_number(link)
         self._trim()
+        self.asked_for = self.consumer.info
         acked: list[hot.Run] = []
         requeued: list[tuple[int, int, int, int]] = []
         for settlement in self._unanswered:

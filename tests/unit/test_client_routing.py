@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from tanist.core.errand import Stage
 from tanist.core.settings import HOPS_MAX, ClientSettings
 from tanist.errors import (
     FailoverTimeout,
@@ -474,6 +475,94 @@ def test_a_queue_that_has_another_id_since_the_catalog_was_lost_is_gone_on_with(
     assert cluster.bodies("q") == [b"to the new id"]
     taken = bench.take_all(consumer)
     assert [run.body(index) for run, index in taken] == [b"to the new id"]
+
+
+def test_an_id_of_a_lost_catalog_is_asked_for_by_name_where_its_node_can_say_nothing() -> None:
+    # Given a queue that has another id now, and a node that does not know, nor whom to ask
+    cluster = FakeCluster("a", "b")
+    cluster.offices[1].owner = "b"
+    cluster.add_queue("q")
+    bench = Bench(cluster)
+    bench.enter()
+    producer = bench.producer("q")
+    consumer = bench.consumer("q")
+    old = producer.info.id
+    del cluster.queues["q"]
+    cluster.catalog_gen = 2
+    cluster.ver += 1
+    new = cluster.add_queue("q")
+    cluster.push()
+    refused: list[int] = []
+
+    def cannot_say(connection: FakeConnection, received: Frame) -> bool:
+        if received.verb not in (Verb.OPEN_PRODUCER, Verb.OPEN_CONSUMER):
+            return False
+        message = control.read_control(received)
+        assert isinstance(message, control.OpenProducer | control.OpenConsumer)
+        if message.queue_id != old:
+            return False
+        refused.append(message.queue_id)
+        connection.say(control.Retry(req=message.req, after_ms=100), received.channel)
+        return True
+
+    cluster.nodes["b"].intercept = cannot_say
+
+    # When its clients come back
+    for connection in cluster.nodes["b"].open_connections():
+        connection.closed = True
+    producer.post(b"to the new id")
+    bench.advance(3)
+
+    # Then they learn the new id from another node, and ask for it once each
+    assert len(refused) >= 2
+    assert producer.info.id == consumer.info.id == new.id
+    assert cluster.bodies("q") == [b"to the new id"]
+    assert [run.body(index) for run, index in bench.take_all(consumer)] == [b"to the new id"]
+    assert len(cluster.nodes["a"].frames(Verb.DESCRIBE)) <= 4
+
+
+def test_a_leg_that_is_refused_late_for_an_old_id_does_not_end_its_consumer() -> None:
+    # Given a consumer with two legs, whose queue has another id now
+    cluster = FakeCluster("a", "b", post_offices=2)
+    cluster.add_queue("q")
+    bench = Bench(cluster)
+    bench.enter()
+    consumer = bench.consumer("q")
+    old = consumer.info.id
+    del cluster.queues["q"]
+    cluster.catalog_gen = 2
+    cluster.ver += 1
+    new = cluster.add_queue("q")
+    waiting: list[tuple[FakeConnection, int, int]] = []
+
+    def waits(connection: FakeConnection, received: Frame) -> bool:
+        message = control.read_control(received) if received.verb < Verb.PUBLISH else None
+        if not isinstance(message, control.OpenConsumer):
+            return False
+        if (message.sid, message.queue_id) != (2, old):
+            return False
+        waiting.append((connection, message.req, received.channel))
+        return True
+
+    cluster.nodes["b"].intercept = waits
+    cluster.push()
+    for node in cluster.nodes.values():
+        for connection in node.open_connections():
+            connection.closed = True
+
+    # When one leg's node says at once that it has no such queue, and the other's much later
+    bench.advance(2)
+    at_once = consumer.info.id
+    for connection, req, channel in waiting:
+        error = control.Error(req=req, code="not_found", sentence="no", ends="channel")
+        connection.say(error, channel)
+    bench.advance(1)
+
+    # Then both legs go on with the new id
+    assert waiting
+    assert at_once == new.id
+    assert consumer.error is None
+    assert [leg.stage for leg in consumer.legs.values()] == [Stage.DONE] * 2
 
 
 def test_a_queue_that_is_not_there_after_the_catalog_was_lost_is_not_found() -> None:
