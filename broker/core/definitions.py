@@ -65,8 +65,8 @@ class Definitions:
         self._member = member
         self._desks = desks
         self._declared = declared
-        self.seen = (0, 0)
-        """How far this node's copy is: (gen, seq)."""
+        self._seen = (0, 0)
+        """How far the copy was when it was looked at last."""
         self._gen_since = 0.0
         self._recovering_until: float | None = None
         self._reported: set[int] = set()
@@ -86,14 +86,21 @@ class Definitions:
         stream = self._member.streams[CATALOG_SID]
         return stream.heard_release >= stream.applied
 
+    @property
+    def seen(self) -> tuple[int, int]:
+        """How far this node's copy is: (gen, seq). At the catalog's owner that may be more than
+        is released."""
+        stream = self._member.streams.get(CATALOG_SID)
+        return (0, 0) if stream is None else (stream.gen, stream.applied)
+
     def advanced(self, now: float) -> bool:
         """Whether the copy has more than when this was asked last."""
-        stream = self._member.streams.get(CATALOG_SID)
-        if stream is None or self.seen == (stream.gen, stream.applied):
+        seen = self.seen
+        if seen in (self._seen, (0, 0)):
             return False
-        if stream.gen != self.seen[0]:
+        if seen[0] != self._seen[0]:
             self._gen_since = now
-        self.seen = (stream.gen, stream.applied)
+        self._seen = seen
         return True
 
     # A catalog that was lost
@@ -101,7 +108,7 @@ class Definitions:
     def promoted(self, gen: int, now: float) -> None:
         """This node owns the catalog. If that is a new one, nodes have parts of queues that it
         does not know. Whether it is, is not told to a node whose own copy begins with it."""
-        if gen > 1 and (gen != self.seen[0] or now < self._gen_since + RECOVERY_S_MAX):
+        if gen > 1 and (gen != self._seen[0] or now < self._gen_since + RECOVERY_S_MAX):
             self._recovering_until = now + RECOVERY_S_MAX
             self._reported.clear()
             self._member.reticent.add(CATALOG_SID)

@@ -27,6 +27,7 @@ from tanist.wire.control import (
     Declare,
     DeclareLost,
     Delete,
+    Describe,
     Done,
     Error,
     Hello,
@@ -242,6 +243,21 @@ def done(alone: Alone) -> Done:
     [answer] = alone.hear(1)
     assert isinstance(answer, Done)
     return answer
+
+
+def test_who_finds_a_queue_in_the_turn_of_its_declaration_is_told_of_what_it_is_part() -> None:
+    node = Alone()
+    node.connect(1)
+    node.connect(2)
+
+    node.say(1, Declare(req=2, queue="q"))
+    node.say(2, Describe(req=3, queue="q"))
+    [declared], [described] = node.hear(1), node.hear(2)
+
+    assert isinstance(declared, Done)
+    assert isinstance(described, Done)
+    assert described.queue == declared.queue
+    assert described.catalog == declared.catalog
 
 
 def test_any_number_of_queues_can_be_listed() -> None:
