@@ -312,7 +312,7 @@ class InSyncSet:
                 and isinstance(pending.function, Shrink)
                 and now >= pending.proposed_at + self._limits.expand_s
             ):
-                stuck = f"the register does not answer; {pending.function.member} shall leave"
+                stuck = f"no majority of the voting nodes answers{self._missing(now)}"
         return stuck
 
     def _without(self, who: Incarnation, why: ShrinkWhy) -> Shrink:
@@ -367,7 +367,7 @@ class InSyncSet:
     def _set_held(self, stuck: str, now: float, outbox: list[Effect]) -> None:
         why = stuck
         if not self.enough():
-            why = f"{self.copies} of at least {self._min_copies} copies in sync{self._missing()}"
+            why = f"{self.copies} of at least {self._min_copies} copies in sync{self._missing(now)}"
         if not why:
             if self.held is not None:
                 outbox.append(
@@ -385,14 +385,22 @@ class InSyncSet:
         elif self.held.why != why:
             self.held = Held(why, self.held.since)
 
-    def _missing(self) -> str:
-        """Who could have a copy and has none in sync, for the operator."""
+    def _missing(self, now: float) -> str:
+        """Who could have a copy and has none in sync, or does not answer, for the operator."""
         value, in_sync = self.value, {who.node for who in self.entry.isr}
-        missing = [
-            f"{node} is not in sync" if state is NodeState.UP else f"{node} is {state}"
-            for node in brokers(value)
-            if node not in in_sync and (state := value.nodes[node].state)
-        ]
+        silent = {
+            backup.who.node
+            for backup in self.waited_for
+            if backup.dead or self._backups.silent_s(backup, now) >= self.silence_s
+        }
+        missing: list[str] = []
+        for node in brokers(value):
+            state = value.nodes[node].state
+            if node in silent:
+                missing.append(f"{node} does not answer")
+            elif node not in in_sync:
+                up = state is NodeState.UP
+                missing.append(f"{node} is not in sync" if up else f"{node} is {state}")
         return f": {', '.join(missing)}" if missing else ""
 
     def _adapt_copies(self, now: float, outbox: list[Effect]) -> None:

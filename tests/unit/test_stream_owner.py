@@ -179,6 +179,25 @@ def test_a_stream_with_too_few_copies_commits_and_does_not_release() -> None:
     check_all(cluster)
 
 
+def test_who_does_not_answer_is_named_while_no_majority_lets_it_go() -> None:
+    # Given three copies in sync, and a register that does not answer
+    cluster = Cluster(a_map(A, B, C, min_copies=2), A, B, C)
+    cluster.run(0.3)
+    cluster.register_answers = False
+
+    # When both others are gone, and something is published
+    cluster.deaf |= {B, C}
+    cluster.give(A, Dead(B))
+    cluster.give(A, Dead(C))
+    cluster.append(A, b"one")
+    cluster.run(20.0)
+
+    # Then the reason names both, and no incarnation
+    held = cluster[A].held
+    assert held is not None
+    assert "b does not answer, c does not answer" in held.why
+
+
 def test_with_solo_a_lone_owner_goes_on_and_says_how_many_copies_there_are() -> None:
     cluster = Cluster(a_map(A, min_copies=2, solo=True), A, B, C, deaf=(B, C))
 
