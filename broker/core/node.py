@@ -72,6 +72,9 @@ REPAIR_PART: Final = 16
 SWEEP_S: Final = 0.25
 """How often waiting requests, definitions and isolation are looked at, besides at events."""
 
+WAITS_SAID_S: Final = 3.0
+"""A node that serves no clients for so long says for whom it waits, and again ten times as late."""
+
 
 class Node:
     """One node's core.
@@ -95,6 +98,7 @@ class Node:
         disk_traffic: Callable[[], Traffic] = Traffic,
     ) -> None:
         self.me = me
+        self._expected = settings.expected
         limits, timing = settings.limits, settings.timing
         self.storeroom = Storeroom(limits, disk_traffic, pages_bytes_max=settings.pages_bytes_max)
         self.member = Member(
@@ -140,6 +144,7 @@ class Node:
         self._sweep_at = 0.0
         self._started = False
         self._listening = False
+        self._waits_said_at: float | None = None
         self._stopping = False
 
     # What happens
@@ -255,6 +260,7 @@ class Node:
         if not self._started:
             # The first of all events: now the others are looked for.
             self._started = True
+            self._waits_said_at = now + WAITS_SAID_S
             self._member(lambda peers: self.member.start(now, peers), now, outbox)
         self._member(lambda peers: self.member.handle(Wake(), now, peers), now, outbox)
         self.desks.wake(now, outbox)
@@ -268,6 +274,16 @@ class Node:
         self.definitions.sweep(now, outbox)
         self.desks.look_around(self._lobby, now, outbox)
         self._reception.try_again(now, outbox)
+        self._say_that_it_waits(now, outbox)
+
+    def _say_that_it_waits(self, now: float, outbox: list[Effect]) -> None:
+        if self._listening or self._waits_said_at is None or now < self._waits_said_at:
+            return
+        self._waits_said_at = now + 10 * WAITS_SAID_S
+        linked = self.member.links.linked_as
+        others = [node for node in self._expected if node != self.me.node]
+        fields: dict[str, object] = {"no_link_to": [n for n in others if linked(n) is None]}
+        outbox.append(Log(Level.WARNING, "serves no clients yet: waits for other nodes", fields))
 
     def _stop(self, outbox: list[Effect]) -> None:
         if not self._stopping:

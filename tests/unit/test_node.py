@@ -12,6 +12,7 @@ from broker.core.events import (
     Effect,
     Exit,
     ListenForClients,
+    Log,
     Persist,
     Persisted,
     Wake,
@@ -258,6 +259,39 @@ def test_who_finds_a_queue_in_the_turn_of_its_declaration_is_told_of_what_it_is_
     assert isinstance(described, Done)
     assert described.queue == declared.queue
     assert described.catalog == declared.catalog
+
+
+def test_a_node_that_waits_for_others_says_for_whom() -> None:
+    # Given a node of three, of which the others are not there
+    node = Node(
+        NodeSettings(
+            name="a",
+            expected=("a", "b", "c"),
+            peers={name: f"127.0.0.1:{port}" for port, name in enumerate("abc", start=1)},
+            peer_address="127.0.0.1:1",
+            group_address="127.0.0.1:4",
+            locators=("127.0.0.1:5",),
+            limits=Limits(),
+        ),
+        me=Incarnation("a", 1),
+        acceptor_inc=1,
+        saved=None,
+        draw=lambda: 0.5,
+    )
+    outbox: list[Effect] = []
+
+    # When it has been alone for 40 s
+    said: list[float] = []
+    for tenth in range(400):
+        node.handle(Wake(), tenth / 10, outbox)
+        node.end_turn(tenth / 10, outbox)
+        logs = [effect for effect in outbox if isinstance(effect, Log)]
+        said += [tenth / 10 for log in logs if log.fields == {"no_link_to": ["b", "c"]}]
+        outbox.clear()
+
+    # Then it has said so after 3 s, and once more
+    assert len(said) == 2
+    assert 3.0 <= said[0] < 3.5
 
 
 def test_any_number_of_queues_can_be_listed() -> None:
