@@ -465,7 +465,9 @@ class Client:
             tokens[sid] = token = _Question(self._loop.create_future(), None)
             ask(core, token, sid, self._loop.time())
         self.turn()
-        return {sid: cast(control.Done, await token.future) for sid, token in tokens.items()}
+        # Together: if several fail, somebody has looked at each.
+        answers = await asyncio.gather(*(token.future for token in tokens.values()))
+        return dict(zip(tokens, cast("list[control.Done]", answers), strict=True))
 
     # Turns of the loop
 

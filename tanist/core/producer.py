@@ -584,9 +584,11 @@ class ProducerCore(Channel):
         batches = list(self._sent)
         batch, before, behind = batches[index], batches[:index], batches[index + 1 :]
         self._answered(batch)
-        self._refusal = self._refusal or error
         if batch.token is not None:
             outbox.append(Resolve(batch.token, None, error))
+        else:
+            # Nobody waits for it: whoever flushes is told.
+            self._refusal = self._refusal or error
         outbox.append(Tell(Refused(self.office, self.queue, batch.count, error, now)))
         # It consumed no number, and what was sent behind it was dropped unread.
         next_n = batch.first_n

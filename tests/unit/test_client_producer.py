@@ -393,6 +393,27 @@ def test_flush_tells_of_the_first_refusal_since_the_last_one() -> None:
     assert producer.unanswered == 0
 
 
+def test_a_refusal_that_somebody_waited_for_is_not_told_again_by_flush() -> None:
+    cluster, bench, producer = started()
+    node = cluster.nodes["a"]
+
+    def refuse(connection: FakeConnection, received: Frame) -> bool:
+        if received.verb != Verb.PUBLISH:
+            return False
+        node.intercept = None
+        del connection.channels[received.channel]
+        connection.say(control.Refused(n=1, code="full", sentence="full"), received.channel)
+        return True
+
+    node.intercept = refuse
+    token = object()
+    producer.post(b"refused").token = token
+    bench.run()
+
+    assert isinstance(bench.results[token], RefusedError)
+    assert bench.flush(producer) is None
+
+
 def test_a_refusal_of_nothing_that_was_sent_ends_the_connection() -> None:
     cluster, bench, producer = started()
     connection = cluster.nodes["a"].open_connections()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -55,6 +56,34 @@ async def until(condition: Callable[[], object]) -> None:
     """Let the loop turn until this holds."""
     while not condition():
         await asyncio.sleep(0)
+
+
+def test_a_question_that_fails_at_several_post_offices_leaves_no_failure_unseen() -> None:
+    # Given two post offices, whose node answers nothing about their queues
+    unseen: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unseen.append(context))
+        cluster = FakeCluster("a", post_offices=2)
+        cluster.add_queue("q")
+        cluster.nodes["a"].intercept = park(Verb.STAT, [])
+        async with FakeServer(cluster) as server:
+            client = tanist.connect(server.url, failover_timeout_s=0.2)
+            async with client:
+                asked = asyncio.create_task(client.stat("q"))
+                await until(lambda: len(cluster.nodes["a"].frames(Verb.STAT)) == 2)
+                cluster.nodes["a"].kill()
+                server.spread()
+                with pytest.raises(tanist.FailoverTimeout):
+                    await asked
+
+    # When somebody asks at both
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    gc.collect()
+
+    # Then one error is raised, and nothing is told to nobody
+    assert unseen == []
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
