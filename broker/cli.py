@@ -23,7 +23,14 @@ from broker.commands.queues import queue
 from broker.commands.run import run
 from broker.commands.status import status
 from broker.commands.terminal import fail, json_option, say
-from tanist.errors import BrokenError, ConfigError, Error, QueueNotFound, RefusedError
+from tanist.errors import (
+    BrokenError,
+    ConfigError,
+    Error,
+    FailoverTimeout,
+    QueueNotFound,
+    RefusedError,
+)
 
 FAILED, USAGE, NO_NODE, REFUSED = 1, 2, 3, 4
 
@@ -57,6 +64,9 @@ def _in_words() -> Iterator[None]:
         raise fail(f"there is no queue {error.queue!r}", code=REFUSED) from None
     except RefusedError as error:
         raise fail(str(error), code=REFUSED) from None
+    except FailoverTimeout as error:
+        hint = "which nodes are missing: tanist status"
+        raise fail(f"{error}\n{hint}", code=NO_NODE) from None
     except BrokenError as error:
         raise fail(f"{error}\nto start a cluster: tanist dev --nodes 3", code=NO_NODE) from None
     except Error as error:
