@@ -19,14 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import tanist
 from broker.runtime.huge_pages import TUNABLE, VARIABLE
 from perf.cluster import Cluster
 from perf.sampled import SYSTEM, shares
-from perf.throughput import Role
+from perf.throughput import round_trip
 
 FUNCTIONS_SHOWN: Final = 8
 OWNER, BACKUPS = "node1", ("node2", "node3")
+ROLES: Final = ("produce", "consume")
 
 
 def sampling(out: Path) -> list[str]:
@@ -39,25 +39,11 @@ async def run(messages: int, body_bytes: int, outs: dict[str, Path]) -> float:
     # With its memory as it wants it at once: its timer would end a node that starts itself anew.
     huge = ["env", f"{VARIABLE}={TUNABLE}=1"]
     launchers = {name: huge + sampling(outs[name]) for name in (OWNER, *BACKUPS)}
+    roles = {role: sampling(outs[role]) for role in ROLES}
     async with Cluster(3, launchers=launchers) as cluster:
-        async with tanist.connect(cluster.url) as client:
-            await client.declare("q")
         # Who enters at a node publishes to that node's post office.
         at = cluster.url_of(OWNER)
-        consumer = Role("consume", at, "q", messages, launcher=sampling(outs["consumer"]))
-        producer: Role | None = None
-        try:
-            await consumer.line()
-            producer = Role(
-                "produce", at, "q", messages, body_bytes, launcher=sampling(outs["producer"])
-            )
-            produced = await producer.line()
-            consumed = await consumer.line()
-        finally:
-            consumer.end()
-            if producer is not None:
-                producer.end()
-        return messages / (max(produced["ended"], consumed["ended"]) - produced["began"])
+        return await round_trip(cluster, "q", messages, body_bytes, at=at, launchers=roles)
 
 
 def show(name: str, samples: dict[str, float]) -> None:
@@ -80,7 +66,7 @@ def main() -> None:
     parser.add_argument("--body-bytes", type=int, default=100)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tanist-profile-") as directory:
-        outs = {name: Path(directory) / name for name in ("producer", OWNER, *BACKUPS, "consumer")}
+        outs = {name: Path(directory) / name for name in (OWNER, *BACKUPS, *ROLES)}
         rate = asyncio.run(run(options.messages, options.body_bytes, outs))
         print(f"{options.messages:,} messages of {options.body_bytes} B, {rate:,.0f} a second")
         found = {}

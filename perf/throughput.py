@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -134,15 +134,31 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-async def round_trip(cluster: Cluster, queue: str, messages: int, body_bytes: int) -> float:
-    """Messages per second through a cluster."""
-    async with tanist.connect(cluster.url) as client:
+async def round_trip(
+    cluster: Cluster,
+    queue: str,
+    messages: int,
+    body_bytes: int,
+    *,
+    at: str = "",
+    launchers: Mapping[str, Sequence[str]] | None = None,
+) -> float:
+    """Messages per second through a cluster.
+
+    Args:
+        at: Where the clients enter; empty: at any node.
+        launchers: By "produce" and "consume", a command that runs the role's command.
+    """
+    url, launch = at or cluster.url, launchers or {}
+    async with tanist.connect(url) as client:
         await client.declare(queue)
-    consumer = Role("consume", cluster.url, queue, messages)
+    consumer = Role("consume", url, queue, messages, launcher=launch.get("consume", ()))
     producer: Role | None = None
     try:
         await consumer.line()
-        producer = Role("produce", cluster.url, queue, messages, body_bytes)
+        producer = Role(
+            "produce", url, queue, messages, body_bytes, launcher=launch.get("produce", ())
+        )
         produced = await producer.line()
         consumed = await consumer.line()
     finally:

@@ -135,6 +135,15 @@ class FakeCluster:
         nodes = {name: [node.locator] for name, node in self.nodes.items() if node.listed}
         return control.Topology(ver=self.ver, hash=f"h{self.ver}", nodes=nodes, streams=streams)
 
+    def lose_the_catalog(self, queue: str) -> control.QueueInfo:
+        """It begins anew, and the queue is declared again: with another id."""
+        del self.queues[queue]
+        self.catalog_gen += 1
+        self.ver += 1
+        info = self.add_queue(queue)
+        self.push()
+        return info
+
     def add_queue(
         self, name: str, *, spread: str = "every", sid: int = 0, gen: int | None = None
     ) -> control.QueueInfo:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from tanist.core.producer import FLAGS_DEFAULT, Confirmed, ProducerCore
@@ -19,7 +21,7 @@ from tanist.wire.batch import IN_DOUBT, Batch, flags_of
 from tanist.wire.frames import Frame, Verb
 from tanist.wire.limits import BODIES_BYTES_MAX, COUNT_MAX, MESSAGE_BYTES_MAX
 from tests.unit.client_bench import Bench
-from tests.unit.fake_node import FakeCluster, FakeConnection, Intercept
+from tests.unit.fake_node import FakeCluster, FakeConnection, FakeNode, Intercept
 
 
 def started(
@@ -370,19 +372,23 @@ def test_a_refusal_gives_one_batch_back_and_the_rest_is_numbered_anew() -> None:
     assert [(e.sid, e.messages) for e in bench.events(Refused)] == [(1, 1)]
 
 
-def test_flush_tells_of_the_first_refusal_since_the_last_one() -> None:
-    cluster, bench, producer = started()
-    node = cluster.nodes["a"]
+def refuse_the_first(node: FakeNode, code: Literal["full", "rights"]) -> None:
+    """Have a node refuse the batch that comes next."""
 
     def refuse(connection: FakeConnection, received: Frame) -> bool:
         if received.verb != Verb.PUBLISH:
             return False
         node.intercept = None
         del connection.channels[received.channel]
-        connection.say(control.Refused(n=1, code="rights", sentence="no"), received.channel)
+        connection.say(control.Refused(n=1, code=code, sentence="no"), received.channel)
         return True
 
     node.intercept = refuse
+
+
+def test_flush_tells_of_the_first_refusal_since_the_last_one() -> None:
+    cluster, bench, producer = started()
+    refuse_the_first(cluster.nodes["a"], "rights")
     producer.post(b"refused")
     first = bench.flush(producer)
     second = bench.flush(producer)
@@ -395,17 +401,7 @@ def test_flush_tells_of_the_first_refusal_since_the_last_one() -> None:
 
 def test_a_refusal_that_somebody_waited_for_is_not_told_again_by_flush() -> None:
     cluster, bench, producer = started()
-    node = cluster.nodes["a"]
-
-    def refuse(connection: FakeConnection, received: Frame) -> bool:
-        if received.verb != Verb.PUBLISH:
-            return False
-        node.intercept = None
-        del connection.channels[received.channel]
-        connection.say(control.Refused(n=1, code="full", sentence="full"), received.channel)
-        return True
-
-    node.intercept = refuse
+    refuse_the_first(cluster.nodes["a"], "full")
     token = object()
     producer.post(b"refused").token = token
     bench.run()

@@ -461,11 +461,7 @@ def test_a_queue_that_has_another_id_since_the_catalog_was_lost_is_gone_on_with(
     consumer = bench.consumer("q")
     old = producer.info.id
 
-    del cluster.queues["q"]
-    cluster.catalog_gen = 2
-    cluster.ver += 1
-    new = cluster.add_queue("q")
-    cluster.push()
+    new = cluster.lose_the_catalog("q")
     cluster.nodes["a"].open_connections()[0].closed = True
     producer.post(b"to the new id")
     bench.advance(2)
@@ -487,11 +483,7 @@ def test_an_id_of_a_lost_catalog_is_asked_for_by_name_where_its_node_can_say_not
     producer = bench.producer("q")
     consumer = bench.consumer("q")
     old = producer.info.id
-    del cluster.queues["q"]
-    cluster.catalog_gen = 2
-    cluster.ver += 1
-    new = cluster.add_queue("q")
-    cluster.push()
+    new = cluster.lose_the_catalog("q")
     refused: list[int] = []
 
     def cannot_say(connection: FakeConnection, received: Frame) -> bool:
