@@ -43,7 +43,9 @@ async def run(messages: int, body_bytes: int, outs: dict[str, Path]) -> float:
     async with Cluster(3, launchers=launchers) as cluster:
         # Who enters at a node publishes to that node's post office.
         at = cluster.url_of(OWNER)
-        return await round_trip(cluster, "q", messages, body_bytes, at=at, launchers=roles)
+        rate = await round_trip(cluster, "q", messages, body_bytes, at=at, launchers=roles)
+        cluster.leave()  # Each leaves its samples then.
+        return rate
 
 
 def show(name: str, samples: dict[str, float]) -> None:
