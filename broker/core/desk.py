@@ -34,7 +34,6 @@ from broker.core.limits import Limits, Timing
 from broker.core.ops import DropPart, PostOfficeOp, Purge, Skip
 from broker.core.post_office import PostOffice
 from broker.core.producers import Producers
-from replication.core.in_sync_set import Held
 from replication.core.stream import Stream
 from tanist.wire.control import (
     Closed,
@@ -243,20 +242,16 @@ class Desk:
         return self.consumers.next_deadline()
 
     def _say_why_they_wait(self, now: float, outbox: list[Effect]) -> None:
+        """For copies, all of them; or for room, a producer without credit."""
+        held = self.stream.held
         for channel in self._channels():
-            waits = self._waits_for(channel)
-            if waits is None:
+            since = held.since if held is not None else None
+            if held is None and isinstance(channel, ProducerChannel):
+                since = channel.dry_since
+            if since is None:
                 channel.waits = False
-            elif channel.answered and not channel.waits and now >= waits.since + HELD_SAID_S:
+            elif channel.answered and not channel.waits and now >= since + HELD_SAID_S:
                 channel.waits = True
-                since_ms = int(1000 * (now - waits.since))
-                wait = Wait(sid=self.sid, why=f"held: {waits.why}", since_ms=since_ms)
-                channel.say(wait, outbox)
-
-    def _waits_for(self, channel: Channel) -> Held | None:
-        """Copies, all of them; or room, a producer without credit."""
-        if self.stream.held is not None:
-            return self.stream.held
-        if isinstance(channel, ProducerChannel) and channel.dry_since is not None:
-            return Held(self.producers.why_dry(channel.queue), channel.dry_since)
-        return None
+                why = self.producers.why_dry(channel.queue) if held is None else held.why
+                since_ms = int(1000 * (now - since))
+                channel.say(Wait(sid=self.sid, why=f"held: {why}", since_ms=since_ms), outbox)
