@@ -70,6 +70,7 @@ async def _all_of_one(client: tanist.Client) -> Document:
 def put_together(answers: list[Document]) -> Document:
     """One document of those of the nodes."""
     by_node = {answer["node"]: answer for answer in answers}
+    voteless = [name for name, answer in by_node.items() if answer["lost_vote"]]
     newest = max(answers, key=lambda answer: int(answer["ver"]))
     streams: dict[str, Document] = {}
     for sid, seen in newest["streams"].items():
@@ -87,22 +88,21 @@ def put_together(answers: list[Document]) -> Document:
     return {
         "cluster": newest["cluster"],
         "ver": newest["ver"],
-        "acceptors": [name for name in newest["acceptors"] if name not in _voteless(by_node)],
+        "acceptors": [name for name in newest["acceptors"] if name not in voteless],
         "nodes": {
             name: {**node, "answered": name in by_node, **_own(by_node.get(name))}
             for name, node in newest["nodes"].items()
         },
         "streams": streams,
         "queues": _queues(answers),
-        "doubts": _doubts(newest, by_node),
+        "doubts": _doubts(newest, by_node, voteless),
     }
 
 
-def _doubts(newest: Document, by_node: dict[str, Document]) -> list[str]:
+def _doubts(newest: Document, by_node: dict[str, Document], voteless: list[str]) -> list[str]:
     """Why the map that is shown may not be the one that holds."""
     doubts: list[str] = []
     acceptors = newest["acceptors"]
-    voteless = _voteless(by_node)
     answered = [name for name in acceptors if name in by_node and name not in voteless]
     doubts += [
         f"{name} has lost its file of votes: it takes part and does not vote, so a majority of the"
@@ -126,10 +126,6 @@ def _doubts(newest: Document, by_node: dict[str, Document]) -> list[str]:
             else f"{', '.join(silent)} are shown as up and do not answer: the map may be old"
         )
     return doubts
-
-
-def _voteless(by_node: dict[str, Document]) -> list[str]:
-    return [name for name, answer in by_node.items() if answer["lost_vote"]]
 
 
 def _own(answer: Document | None) -> Document:

@@ -19,6 +19,7 @@ Here events are brought to these, one after the other, and turns and time are ke
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Final, assert_never
 
 from broker.core.catalog import Catalog
@@ -71,7 +72,6 @@ REPAIR_PART: Final = 16
 """Of each stream no more than this part of the budget is kept for repair."""
 SWEEP_S: Final = 0.25
 """How often waiting requests, definitions and isolation are looked at, besides at events."""
-
 WAITS_SAID_S: Final = 3.0
 """A node that serves no clients for so long says for whom it waits, and again ten times as late."""
 
@@ -144,7 +144,7 @@ class Node:
         self._sweep_at = 0.0
         self._started = False
         self._listening = False
-        self._waits_said_at: float | None = None
+        self._waits_said_at = inf
         self._stopping = False
 
     # What happens
@@ -277,7 +277,7 @@ class Node:
         self._say_that_it_waits(now, outbox)
 
     def _say_that_it_waits(self, now: float, outbox: list[Effect]) -> None:
-        if self._listening or self._waits_said_at is None or now < self._waits_said_at:
+        if self._listening or now < self._waits_said_at:
             return
         self._waits_said_at = now + 10 * WAITS_SAID_S
         linked = self.member.links.linked_as
